@@ -1,0 +1,68 @@
+// What the control tree must know about the files of the mount. Implemented above (fuse/), faked
+// in tests. Nodes are the mount's node ids; a node that lookup() returned is referenced once and
+// given back by forget().
+#pragma once
+
+#include <sys/stat.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/caller.h"
+#include "latchfs/result.h"
+#include "latchfs/types.h"
+
+namespace latchfs::control {
+
+struct FileEntry {
+  std::uint64_t node{};
+  FileId id;
+  struct stat attr {};
+};
+
+struct FileName {
+  std::string name;
+  std::uint64_t ino{};
+  mode_t type{};  // S_IFDIR, S_IFREG, …
+};
+
+// Where a grant's file is, seen from this mount.
+struct Located {
+  std::string path;  // "/db/app.sqlite"; "" if this mount knows no name for it
+  bool outside{};    // certainly not below the mount's root: not listed
+};
+
+class FileView {
+ public:
+  virtual ~FileView() = default;
+
+  static constexpr std::uint64_t kRootNode = 1;
+
+  // One step down, as the caller; symlinks are not followed. ENOENT, EACCES, ENOTDIR, ...
+  [[nodiscard]] virtual Result<FileEntry> lookup(std::uint64_t parent, std::string_view name,
+                                                 const Caller&) = 0;
+  virtual void forget(std::uint64_t node, std::uint64_t count) noexcept = 0;
+  // ESTALE if the node is not known.
+  [[nodiscard]] virtual Result<FileEntry> getattr(std::uint64_t node) = 0;
+  // All names but "." and "..". As the caller.
+  [[nodiscard]] virtual Result<std::vector<FileName>> readdir(std::uint64_t node,
+                                                              const Caller&) = 0;
+
+  // An absolute path ("/" is the mount's root) walked as the caller, no symlink followed anywhere
+  // (ELOOP). Takes no reference: FileEntry::node is 0.
+  [[nodiscard]] virtual Result<FileEntry> resolve(std::string_view path, const Caller&) = 0;
+
+  // The current path of the file a grant is on, also after renames. Never a guess.
+  [[nodiscard]] virtual Located locate(const Grant&) = 0;
+
+  // Could the caller open the file at this mount path for reading, path walk included?
+  [[nodiscard]] virtual bool may_read(std::string_view path, FileId, const Caller&) = 0;
+
+  // uid 0 or a member of admin_group (supplementary groups count).
+  [[nodiscard]] virtual bool is_admin(const Caller&) = 0;
+};
+
+}  // namespace latchfs::control
