@@ -1,0 +1,116 @@
+#include "daemon/launcher.h"
+
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace latchfs::daemon {
+namespace {
+
+// What the child says: one kind byte, then the text up to the next kind byte 0.
+constexpr char kReady = 'R';
+constexpr char kFailed = 'F';
+
+void print_line(std::string_view line) noexcept {
+  std::string text{"latchfs: "};
+  text.append(line);
+  text += '\n';
+  std::fwrite(text.data(), 1, text.size(), stderr);
+  std::fflush(stderr);
+}
+
+bool write_all(int fd, std::string_view text) noexcept {
+  while (!text.empty()) {
+    const ssize_t n = TEMP_FAILURE_RETRY(::write(fd, text.data(), text.size()));
+    if (n < 0) return false;
+    text.remove_prefix(static_cast<std::size_t>(n));
+  }
+  return true;
+}
+
+std::string read_all(int fd) {
+  std::string text;
+  char buffer[4096];
+  for (;;) {
+    const ssize_t n = TEMP_FAILURE_RETRY(::read(fd, buffer, sizeof buffer));
+    if (n <= 0) return text;
+    text.append(buffer, static_cast<std::size_t>(n));
+  }
+}
+
+std::string how_it_ended(pid_t child) {
+  int status = 0;
+  if (TEMP_FAILURE_RETRY(::waitpid(child, &status, 0)) != child) return "it is gone";
+  if (WIFSIGNALED(status)) return std::string{"signal "} + ::strsignal(WTERMSIG(status));
+  return "exit status " + std::to_string(WEXITSTATUS(status));
+}
+
+// Ends with the child's word. The child closes the pipe after it.
+[[noreturn]] void wait_for_word(const UniqueFd& from_child, pid_t child) {
+  const std::string word = read_all(from_child.get());
+  if (!word.empty() && word.front() == kReady) ::_exit(EXIT_SUCCESS);
+  if (!word.empty() && word.front() == kFailed) {
+    print_line(std::string_view{word}.substr(1));
+  } else {
+    print_line("the daemon ended before the mount answered: " + how_it_ended(child));
+  }
+  ::_exit(EXIT_FAILURE);
+}
+
+void stdio_to_null() noexcept {
+  const UniqueFd null{::open("/dev/null", O_RDWR | O_CLOEXEC)};
+  if (!null) return;
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (null.get() != fd) ::dup2(null.get(), fd);
+  }
+}
+
+}  // namespace
+
+Result<Launcher> Launcher::start(bool background) {
+  // A write to a pipe whose reader is gone must be an answer, not a death.
+  ::signal(SIGPIPE, SIG_IGN);
+  if (!background) return Launcher{UniqueFd{}};
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) return last_errno();
+  UniqueFd from_child{ends[0]};
+  UniqueFd to_parent{ends[1]};
+  std::fflush(nullptr);
+  const pid_t child = ::fork();
+  if (child < 0) return last_errno();
+  if (child > 0) {
+    to_parent.reset();
+    wait_for_word(from_child, child);
+  }
+  from_child.reset();
+  ::setsid();
+  if (::chdir("/") != 0) return last_errno();
+  return Launcher{std::move(to_parent)};
+}
+
+void Launcher::warn(std::string_view line) noexcept { print_line(line); }
+
+bool Launcher::ready() noexcept {
+  if (!pipe_) return true;
+  const bool told = write_all(pipe_.get(), std::string_view{&kReady, 1});
+  pipe_.reset();
+  if (told) stdio_to_null();
+  return told;
+}
+
+void Launcher::failed(std::string_view line) noexcept {
+  if (!pipe_) {
+    print_line(line);
+    return;
+  }
+  // The line could not be sent: the parent is gone, and with it whoever would read.
+  if (write_all(pipe_.get(), std::string_view{&kFailed, 1})) write_all(pipe_.get(), line);
+  pipe_.reset();
+}
+
+}  // namespace latchfs::daemon

@@ -1,0 +1,368 @@
+#include "daemon/options.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <limits>
+
+#include "daemon/split_options.h"
+
+namespace latchfs::daemon {
+namespace {
+
+// Why an option's value is refused; "" when it was taken.
+using Refusal = std::string;
+
+template <class T>
+std::optional<T> parse_number(std::string_view text) {
+  T value{};
+  const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (text.empty() || ec != std::errc{} || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+// Seconds: what libfuse and the kernel hold as sec + nsec. No "inf", no "nan", no minus.
+Refusal set_seconds(double& out, const std::string& text) {
+  constexpr double kMostSeconds = 1e9;
+  const auto value = parse_number<double>(text);
+  if (!value || !std::isfinite(*value) || std::signbit(*value) || *value > kMostSeconds) {
+    return "must be a number of seconds from 0 to 1000000000";
+  }
+  out = *value;
+  return {};
+}
+
+bool is_path_component(const std::string& text) {
+  return !text.empty() && text != "." && text != ".." && text.size() <= 255 &&
+         text.find('/') == std::string::npos;
+}
+
+// One line in listings, JSON and logs.
+Refusal set_text(std::string& out, const std::string& text, std::size_t most) {
+  const bool control = std::any_of(text.begin(), text.end(), [](char ch) {
+    return static_cast<unsigned char>(ch) < 0x20 || ch == 0x7f;
+  });
+  if (text.empty() || text.size() > most || control) {
+    return fmt::format("must be 1 to {} bytes without control characters", most);
+  }
+  out = text;
+  return {};
+}
+
+// A POSIX shared-memory name without its slash.
+Refusal set_table(std::string& out, const std::string& text) {
+  constexpr std::size_t kMost = 128;
+  const bool plain = std::all_of(text.begin(), text.end(), [](char ch) {
+    return (ch >= 'a' && ch <= 'z') || (ch >= 'A' && ch <= 'Z') || (ch >= '0' && ch <= '9') ||
+           ch == '.' || ch == '_' || ch == '-';
+  });
+  if (!plain || text.empty() || text.front() == '.' || text.size() > kMost) {
+    return fmt::format("must be 1 to {} letters, digits, '.', '_' or '-', not starting with '.'",
+                       kMost);
+  }
+  out = text;
+  return {};
+}
+
+Refusal set_admin_group(Options& o, const std::string& text, const Environment& env) {
+  if (const auto gid = parse_number<std::uint32_t>(text)) {
+    if (*gid == std::numeric_limits<gid_t>::max()) return "is not a group number";
+    o.admin_gid = *gid;
+    return {};
+  }
+  if (text.empty()) return "must be a group's name or number";
+  o.admin_gid = env.group_by_name(text);
+  return o.admin_gid ? Refusal{} : "names no group of this machine";
+}
+
+Refusal set_table_max(Options& o, const std::string& text) {
+  const auto size = parse_size(text);
+  if (!size || *size < kTableMaxLeast || *size > kTableMaxMost) {
+    return "must be a size from 1M to 1024G, such as 512M";
+  }
+  o.table_max = *size;
+  return {};
+}
+
+Refusal set_log(Options& o, const std::string& text) {
+  if (text != "stderr" && text != "syslog" && (text.empty() || text.front() != '/')) {
+    return "must be stderr, syslog or an absolute path";
+  }
+  o.log = text;
+  return {};
+}
+
+Refusal set_log_level(Options& o, const std::string& text) {
+  constexpr std::array<std::pair<std::string_view, log::Level>, 4> kLevels{{
+      {"debug", log::Level::kDebug},
+      {"info", log::Level::kInfo},
+      {"warn", log::Level::kWarn},
+      {"error", log::Level::kError},
+  }};
+  for (const auto& [name, level] : kLevels) {
+    if (name == text) {
+      o.log_level = level;
+      return {};
+    }
+  }
+  return "must be debug, info, warn or error";
+}
+
+Refusal set_enforce(Options& o, const std::string& text) {
+  if (text == "advisory") {
+    o.enforce = Enforce::kAdvisory;
+  } else if (text == "mandatory") {
+    o.enforce = Enforce::kMandatory;
+  } else {
+    return "must be advisory or mandatory";
+  }
+  return {};
+}
+
+Refusal set_max_locks(Options& o, const std::string& text) {
+  const auto value = parse_number<std::uint64_t>(text);
+  if (!value || *value == 0) return "must be a number of at least 1";
+  o.max_locks_per_user = *value;
+  return {};
+}
+
+Refusal set_max_read(Options& o, const std::string& text) {
+  const auto value = parse_number<std::uint32_t>(text);
+  if (!value || *value < 4096) return "must be a number of bytes of at least 4096";
+  o.mount_options.push_back("max_read=" + text);
+  return {};
+}
+
+// Ours and FUSE's options that carry a value.
+struct ValueOption {
+  std::string_view name;
+  Refusal (*set)(Options&, const std::string&, const Environment&);
+};
+constexpr std::array<ValueOption, 17> kValueOptions{{
+    {"enforce",
+     [](Options& o, const std::string& v, const Environment&) { return set_enforce(o, v); }},
+    {"admin_group", set_admin_group},
+    {"control",
+     [](Options& o, const std::string& v, const Environment&) {
+       if (!is_path_component(v)) return Refusal{"must be one path component"};
+       return set_text(o.control, v, 255);
+     }},
+    {"table",
+     [](Options& o, const std::string& v, const Environment&) { return set_table(o.table, v); }},
+    {"table_max",
+     [](Options& o, const std::string& v, const Environment&) { return set_table_max(o, v); }},
+    {"max_locks_per_user",
+     [](Options& o, const std::string& v, const Environment&) { return set_max_locks(o, v); }},
+    {"node_name", [](Options& o, const std::string& v,
+                     const Environment&) { return set_text(o.node_name, v, 255); }},
+    {"node_address", [](Options& o, const std::string& v,
+                        const Environment&) { return set_text(o.node_address, v, 255); }},
+    {"snapshots", [](Options& o, const std::string& v,
+                     const Environment&) { return set_text(o.snapshots, v, 4095); }},
+    {"log", [](Options& o, const std::string& v, const Environment&) { return set_log(o, v); }},
+    {"log_level",
+     [](Options& o, const std::string& v, const Environment&) { return set_log_level(o, v); }},
+    {"attr_timeout", [](Options& o, const std::string& v,
+                        const Environment&) { return set_seconds(o.attr_timeout, v); }},
+    {"entry_timeout", [](Options& o, const std::string& v,
+                         const Environment&) { return set_seconds(o.entry_timeout, v); }},
+    {"negative_timeout", [](Options& o, const std::string& v,
+                            const Environment&) { return set_seconds(o.negative_timeout, v); }},
+    {"fsname", [](Options& o, const std::string& v,
+                  const Environment&) { return set_text(o.fsname, v, 4095); }},
+    {"subtype", [](Options& o, const std::string& v,
+                   const Environment&) { return set_text(o.subtype, v, 64); }},
+    {"max_read",
+     [](Options& o, const std::string& v, const Environment&) { return set_max_read(o, v); }},
+}};
+
+// Said to mount(8), to fstab or to libfuse 2, nothing for us to do. "nonempty" is how every FUSE 3
+// mount works.
+constexpr std::array<std::string_view, 15> kIgnoredFlags{
+    "_netdev", "auto",  "noauto",   "nofail",   "user",     "nouser", "users", "nousers",
+    "owner",   "group", "defaults", "nonempty", "relatime", "atime",  "async"};
+constexpr std::array<std::string_view, 4> kIgnoredPrefixes{"x-", "X-", "comment=", "user="};
+
+constexpr std::array<std::string_view, 10> kKernelFlags{
+    "suid", "nosuid", "dev", "nodev", "exec", "noexec", "noatime", "nodiratime", "sync", "dirsync"};
+
+template <class Range>
+bool contains(const Range& range, std::string_view text) {
+  return std::find(range.begin(), range.end(), text) != range.end();
+}
+
+bool is_ignored(std::string_view text) {
+  return contains(kIgnoredFlags, text) ||
+         std::any_of(
+             kIgnoredPrefixes.begin(), kIgnoredPrefixes.end(),
+             [&](std::string_view prefix) { return text.substr(0, prefix.size()) == prefix; });
+}
+
+// A later option beats an earlier one of its pair: "nodev,dev" means dev.
+void add_kernel_flag(Options& o, const std::string& flag) {
+  const std::string opposite = flag.rfind("no", 0) == 0 ? flag.substr(2) : "no" + flag;
+  const auto drop = [&](const std::string& text) {
+    o.mount_options.erase(std::remove(o.mount_options.begin(), o.mount_options.end(), text),
+                          o.mount_options.end());
+  };
+  drop(opposite);
+  drop(flag);
+  o.mount_options.push_back(flag);
+}
+
+bool set_flag(Options& o, const std::string& text) {
+  if (text == "ro" || text == "rw") {
+    o.read_only = text == "ro";
+  } else if (text == "allow_other") {
+    o.allow_other = true;
+  } else if (text == "allow_root") {
+    o.allow_root = true;
+  } else if (text == "default_permissions") {
+    o.default_permissions = true;
+  } else if (text == "auto_unmount") {
+    o.auto_unmount = true;
+  } else if (contains(kKernelFlags, text)) {
+    add_kernel_flag(o, text);
+  } else {
+    return is_ignored(text);
+  }
+  return true;
+}
+
+Refusal set_option(Options& o, const std::string& text, const Environment& env) {
+  const auto equals = text.find('=');
+  const std::string name = text.substr(0, equals);
+  for (const ValueOption& option : kValueOptions) {
+    if (option.name != name) continue;
+    if (equals == std::string::npos) return fmt::format("option '{}' needs a value", name);
+    const Refusal why = option.set(o, text.substr(equals + 1), env);
+    return why.empty() ? why : fmt::format("option '{}' {}", log::printable(text), why);
+  }
+  if (set_flag(o, text)) return {};
+  return fmt::format("unknown option '{}'", log::printable(text));
+}
+
+Refusal set_options(Options& o, const std::string& list, const Environment& env) {
+  const auto items = split_options(list);
+  if (!items) return fmt::format("'-o {}' ends in a lone backslash", log::printable(list));
+  for (const std::string& item : *items) {
+    if (item.empty()) continue;  // "-o a,,b" and "-o ''": as mount(8) takes them
+    if (Refusal why = set_option(o, item, env); !why.empty()) return why;
+  }
+  return {};
+}
+
+Refusal check_together(Options& o, std::vector<std::string> places) {
+  if (places.empty()) return "SOURCE and MOUNTPOINT are missing";
+  if (places.size() == 1) return "MOUNTPOINT is missing";
+  if (places.size() > 2) {
+    return fmt::format("'{}' is one argument too many", log::printable(places[2]));
+  }
+  o.source = std::move(places[0]);
+  o.mountpoint = std::move(places[1]);
+  if (o.source.empty()) return "SOURCE is empty";
+  if (o.mountpoint.empty()) return "MOUNTPOINT is empty";
+  if (o.allow_other && o.allow_root) return "allow_other and allow_root exclude each other";
+  return {};
+}
+
+}  // namespace
+
+std::optional<std::uint64_t> parse_size(std::string_view text) {
+  std::uint64_t value{};
+  const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (text.empty() || ec != std::errc{}) return std::nullopt;
+  std::string_view suffix = text.substr(static_cast<std::size_t>(end - text.data()));
+  if (suffix.empty()) return value;
+  unsigned shift = 0;
+  switch (suffix.front() | 0x20) {
+    case 'k':
+      shift = 10;
+      break;
+    case 'm':
+      shift = 20;
+      break;
+    case 'g':
+      shift = 30;
+      break;
+    case 't':
+      shift = 40;
+      break;
+    default:
+      return std::nullopt;
+  }
+  suffix.remove_prefix(1);
+  if (!suffix.empty() && suffix != "iB") return std::nullopt;
+  if (value > (std::numeric_limits<std::uint64_t>::max() >> shift)) return std::nullopt;
+  return value << shift;
+}
+
+Parsed parse_options(const std::vector<std::string>& args, const Environment& env) {
+  Options o;
+  o.node_name = env.hostname.empty() ? "localhost" : env.hostname;
+  std::vector<std::string> places;
+  bool only_places = false;
+  for (std::size_t i = 0; i < args.size(); ++i) {
+    const std::string& arg = args[i];
+    if (only_places || arg.size() < 2 || arg.front() != '-') {
+      places.push_back(arg);
+    } else if (arg == "--") {
+      only_places = true;
+    } else if (arg == "-h" || arg == "--help") {
+      return Help{};
+    } else if (arg == "-V" || arg == "--version") {
+      return Version{};
+    } else if (arg == "-f" || arg == "--foreground") {
+      o.foreground = true;
+    } else if (arg.rfind("-o", 0) == 0) {
+      if (arg == "-o" && i + 1 == args.size()) return UsageError{"-o needs a list of options"};
+      const Refusal why = set_options(o, arg == "-o" ? args[++i] : arg.substr(2), env);
+      if (!why.empty()) return UsageError{why};
+    } else {
+      return UsageError{fmt::format("unknown option '{}'", log::printable(arg))};
+    }
+  }
+  if (Refusal why = check_together(o, std::move(places)); !why.empty()) return UsageError{why};
+  return o;
+}
+
+std::string usage_text() {
+  return R"(usage: latchfs SOURCE MOUNTPOINT [-o OPTION[,OPTION...]] [-f]
+
+Mounts the directory SOURCE at MOUNTPOINT with every file lock kept in one table
+that all mounts of the machine share, and that MOUNTPOINT/.locks shows.
+Returns when the mount answers. 'umount MOUNTPOINT' or 'fusermount3 -u
+MOUNTPOINT' ends it.
+
+  -o OPTIONS      see below; '\,' is a comma within a value
+  -f              stay in the foreground, log to stderr
+  -h, --help      this text
+  -V, --version   the version
+
+latchfs options:
+  enforce=advisory|mandatory  byte-range locks against reads and writes (advisory)
+  admin_group=GROUP           name or number: members may do what root may
+  control=NAME                name of the control directory (.locks)
+  table=NAME                  shared lock table (one per backing file system)
+  table_max=SIZE              most memory the table may take: 512M, 4G
+  max_locks_per_user=N        ENOLCK beyond
+  node_name=NAME              this machine, as listings name it (host name)
+  node_address=ADDRESS        (127.0.0.1)
+  snapshots=GLOB              directories of the mount that are snapshots
+  log=stderr|syslog|/PATH     (syslog; stderr with -f)
+  log_level=debug|info|warn|error   (info)
+
+FUSE and mount options:
+  allow_other allow_root default_permissions auto_unmount
+  ro rw suid nosuid dev nodev exec noexec noatime nodiratime sync dirsync
+  fsname=NAME subtype=NAME max_read=BYTES
+  attr_timeout=S entry_timeout=S negative_timeout=S
+
+Exit status: 0 mounted, 1 failed, 2 wrong usage.
+)";
+}
+
+}  // namespace latchfs::daemon

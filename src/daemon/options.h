@@ -1,0 +1,78 @@
+// The command line of latchfs, as values. Parsing touches nothing but its arguments and the
+// Environment it is given, so it is tested without a machine.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/log.h"
+
+namespace latchfs::daemon {
+
+enum class Enforce : std::uint8_t { kAdvisory, kMandatory };
+
+struct Options {
+  std::string source;
+  std::string mountpoint;
+  bool foreground{};
+
+  Enforce enforce{Enforce::kAdvisory};
+  std::optional<gid_t> admin_gid;
+  std::string control{".locks"};       // one path component
+  std::string table;                   // "": derived from the backing file system
+  std::uint64_t table_max{};           // bytes; 0: the store's default
+  std::uint64_t max_locks_per_user{};  // 0: no limit of its own
+  std::string node_name;
+  std::string node_address{"127.0.0.1"};
+  std::string snapshots;  // a glob, "": none
+  std::string log;        // "": syslog when daemonised, stderr with -f
+  log::Level log_level{log::Level::kInfo};
+
+  double attr_timeout{1.0};  // seconds
+  double entry_timeout{1.0};
+  double negative_timeout{0.0};
+  bool allow_other{};
+  bool allow_root{};
+  bool default_permissions{};
+  bool read_only{};
+  bool auto_unmount{};
+  std::string fsname;   // "": SOURCE
+  std::string subtype;  // "": latchfs
+  // What else goes to the kernel or fusermount3 as it is: "nodev", "noatime", "max_read=65536", …
+  std::vector<std::string> mount_options;
+};
+
+struct Help {};
+struct Version {};
+struct UsageError {
+  std::string message;  // one line, without the program's name
+};
+using Parsed = std::variant<Options, Help, Version, UsageError>;
+
+// What parsing must ask of the machine.
+struct Environment {
+  // A group's number by name; nothing if there is no such group.
+  std::function<std::optional<gid_t>(const std::string&)> group_by_name;
+  std::string hostname;
+};
+
+inline constexpr std::uint64_t kTableMaxLeast = std::uint64_t{1} << 20;  // 1 MiB
+inline constexpr std::uint64_t kTableMaxMost = std::uint64_t{1} << 40;   // 1 TiB
+
+// argv without the program's name.
+[[nodiscard]] Parsed parse_options(const std::vector<std::string>& args, const Environment& env);
+
+// "4096", "64K", "512M", "4G": a number with an optional binary suffix (either case, optional
+// "iB"). Nothing if it is anything else or does not fit.
+[[nodiscard]] std::optional<std::uint64_t> parse_size(std::string_view text);
+
+[[nodiscard]] std::string usage_text();
+
+}  // namespace latchfs::daemon
