@@ -29,20 +29,26 @@ class GrantSink {
  public:
   virtual ~GrantSink() = default;
   virtual void granted(WaiterToken token) noexcept = 0;
-  // err: EDEADLK (a cycle closed while it waited), ENOLCK (no room when its turn came).
+  // err: EDEADLK (a cycle closed while it waited), ENOLCK (no room when its turn came), EAGAIN
+  // (kSettle only).
   virtual void refused(WaiterToken token, int err) noexcept = 0;
 };
 
 enum class OnConflict : std::uint8_t {
   kRefuse,  // F_SETLK, LOCK_NB: answer Conflict
   kQueue,   // F_SETLKW: answer Queued, tell the sink later
+  // F_SETLK, LOCK_NB where the edge can wait a moment: like kRefuse, but when all that is in the
+  // way is about to go (I/O in flight, a description whose last close is under way) answer Queued;
+  // the sink hears EAGAIN as soon as something lasting is in the way. The edge cancels it when its
+  // patience (kClosingWindowNs) ends.
+  kSettle,
 };
 
 struct Granted {};
 // The first conflicting grant in the kernel's order: oldest owner on the file, lowest start.
 // `closing`: the blocker is a per-description lock whose description is being closed right now
-// (a flush came within the last kClosingWindow, its release has not): asking again shortly will
-// likely succeed; a kRefuse caller may kQueue with a deadline of its own.
+// (a flush came within the last kClosingWindowNs, its release has not): asking again shortly will
+// likely succeed.
 struct Conflict {
   Grant holder;
   bool closing{};

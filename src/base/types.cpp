@@ -56,7 +56,7 @@ Result<ByteRange> ByteRange::from_offset_size(std::uint64_t offset, std::uint64_
 }
 
 std::string to_string(const ListCursor& cursor) {
-  if (cursor.at_start) return "";
+  if (cursor.at_start) return cursor.shard == 0 ? "" : fmt::format("s{:x}", cursor.shard);
   return fmt::format("{:x}.{:x}.{:x}.{:x}.{:x}.{:x}", cursor.shard, cursor.file.dev,
                      cursor.file.ino, cursor.part, cursor.begin, cursor.tie);
 }
@@ -64,6 +64,12 @@ std::string to_string(const ListCursor& cursor) {
 Result<ListCursor> parse_list_cursor(std::string_view text) {
   ListCursor cursor;
   if (text.empty()) return cursor;
+  if (text.front() == 's') {
+    const auto shard = text.size() > 9 ? std::nullopt : parse_hex(text.substr(1));
+    if (!shard || *shard == 0) return errno_code(EINVAL);
+    cursor.shard = static_cast<std::uint32_t>(*shard);
+    return cursor;
+  }
   std::uint64_t fields[6]{};
   for (std::size_t i = 0; i < 6; ++i) {
     const auto stop = i == 5 ? text.size() : text.find('.');

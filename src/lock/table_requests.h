@@ -1,0 +1,150 @@
+// LockTable: the calls of processes and administrators. Included by table.h only.
+#pragma once
+
+namespace latchfs::lock {
+
+template <class A>
+typename LockTable<A>::Attempt LockTable<A>::test(const LockRequest& req, std::int64_t mono) const {
+  const Asker me{req.owner.mount, req.owner.key, 0, 0, req.owner.space};
+  return conflict(Files::find(a_, root_.files, req.file), me, req.range.begin(), req.range.end(),
+                  req.mode, mono);
+}
+
+template <class A>
+typename LockTable<A>::Attempt LockTable<A>::attempt(const LockRequest& req, std::int64_t now,
+                                                     std::int64_t mono) {
+  const Asker me{req.owner.mount, req.owner.key, 0, 0, req.owner.space};
+  const std::uint64_t begin = req.range.begin();
+  const std::uint64_t end = req.range.end();
+  Ref f = Files::find(a_, root_.files, req.file);
+  Ref o = f == 0 ? 0 : Owners::find(a_, file(f).owners, req.owner);
+  bool lost = false;
+  if (req.owner.space == OwnerSpace::kFlock && o != 0 && owner(o).grant_count != 0) {
+    // flock_lock_inode(): the old lock goes first, whatever comes of the new one.
+    if (grant(owner(o).grants).mode == req.mode) {
+      a_.set(owner(o).fenced, std::uint8_t{0});
+      return {};
+    }
+    set_range(o, 0, ByteRange::kEof, std::nullopt, now, 0);
+    lost = true;
+  }
+  Attempt found = conflict(f, me, begin, end, req.mode, mono);
+  bool weakened = lost;
+  if (found.blocker == 0) {
+    f = file_for(req.file);
+    o = owner_for(f, req.owner, req.holder, req.kind);
+    a_.set(owner(o).fenced, std::uint8_t{0});
+    a_.set(owner(o).closing_at, std::int64_t{0});
+    weakened |= set_range(o, begin, end, req.mode, now, 0).weakened;
+  }
+  if (weakened && file(f).waiter_count != 0) {
+    grant_waiters(f, lost ? 0 : begin, lost ? ByteRange::kEof : end, now, mono);
+  }
+  if (lost && found.blocker != 0) {
+    settle_owner(o);
+    // Granting others may have replaced the very record that was found.
+    f = Files::find(a_, root_.files, req.file);
+    found = conflict(f, me, begin, end, req.mode, mono);
+    if (found.blocker == 0) return attempt(req, now, mono);
+  }
+  return found;
+}
+
+template <class A>
+void LockTable<A>::enqueue(const LockRequest& req, Ref blocker, bool settle, WaiterToken token,
+                           std::int64_t now) {
+  const Ref f = file_for(req.file);
+  const Ref o = owner_for(f, req.owner, req.holder, req.kind);
+  push_waiter(f, o, req.range.begin(), req.range.end(), req.mode, blocker, settle, token, now);
+}
+
+template <class A>
+void LockTable<A>::release(FileId id, OwnerId who, ByteRange range) {
+  const Ref f = Files::find(a_, root_.files, id);
+  const Ref o = f == 0 ? 0 : Owners::find(a_, file(f).owners, who);
+  if (o == 0) return;
+  const Change change = set_range(o, range.begin(), range.end(), std::nullopt, kLongAgo, 0);
+  if (change.weakened) grant_waiters(f, range.begin(), range.end(), fx_.now, fx_.mono);
+  settle_owner(o);
+}
+
+template <class A>
+void LockTable<A>::drop_owner(FileId id, OwnerId who) {
+  const Ref f = Files::find(a_, root_.files, id);
+  const Ref o = f == 0 ? 0 : Owners::find(a_, file(f).owners, who);
+  if (o == 0) return;
+  a_.set(owner(o).fenced, std::uint8_t{0});
+  const Change change = set_range(o, 0, ByteRange::kEof, std::nullopt, kLongAgo, 0);
+  if (change.weakened) grant_waiters(f, 0, ByteRange::kEof, fx_.now, fx_.mono);
+  settle_owner(o);
+}
+
+template <class A>
+void LockTable<A>::note_closing(FileId id, OwnerId who, std::int64_t mono) {
+  const Ref f = Files::find(a_, root_.files, id);
+  const Ref o = f == 0 ? 0 : Owners::find(a_, file(f).owners, who);
+  if (o != 0 && owner(o).grant_count != 0) a_.set(owner(o).closing_at, mono);
+}
+
+template <class A>
+Broken LockTable<A>::break_range(FileId id, OwnerId who, ByteRange range, bool fence) {
+  Broken broken;
+  const Ref f = Files::find(a_, root_.files, id);
+  const Ref o = f == 0 ? 0 : Owners::find(a_, file(f).owners, who);
+  if (o == 0) return broken;
+  for (Ref g = first_touching(o, range.begin()); g != 0 && grant(g).begin < range.end();
+       g = next_grant(o, g)) {
+    if (grant(g).end <= range.begin()) continue;
+    ++broken.count;
+    if (broken.grants.size() >= LockService::kMaxBrokenListed) continue;
+    Grant piece = to_grant(g);
+    if (auto cut = ByteRange::from_half_open(std::max(grant(g).begin, range.begin()),
+                                             std::min(grant(g).end, range.end()))) {
+      piece.range = *cut;
+    }
+    broken.grants.push_back(piece);
+  }
+  if (broken.count == 0) return broken;
+  if (fence) a_.set(owner(o).fenced, std::uint8_t{1});
+  const Change change = set_range(o, range.begin(), range.end(), std::nullopt, kLongAgo, 0);
+  if (change.weakened) grant_waiters(f, range.begin(), range.end(), fx_.now, fx_.mono);
+  settle_owner(o);
+  return broken;
+}
+
+template <class A>
+std::pair<typename LockTable<A>::OpOutcome, typename LockTable<A>::Attempt>
+LockTable<A>::attempt_op(const LockService::OpRequest& req, std::int64_t now, std::int64_t mono) {
+  Ref f = Files::find(a_, root_.files, req.file);
+  if (f != 0 && req.kind == LockKind::kWriteOp) {
+    const OwnerId flock{req.description.mount, req.description.key, OwnerSpace::kFlock};
+    for (const OwnerId& id : {req.owner, req.description, flock}) {
+      if (id.key == 0) continue;
+      const Ref o = Owners::find(a_, file(f).owners, id);
+      if (o != 0 && owner(o).fenced != 0) return {OpOutcome::kFenced, {}};
+    }
+  }
+  const Asker me{req.op.mount, req.op.key, req.owner.key, req.description.key, OwnerSpace::kOp};
+  const LockMode mode = req.kind == LockKind::kWriteOp ? LockMode::kExclusive : LockMode::kShared;
+  const Attempt found = conflict(f, me, req.range.begin(), req.range.end(), mode, mono);
+  if (found.blocker != 0) return {OpOutcome::kBlocked, found};
+  f = file_for(req.file);
+  const Ref o = owner_for(f, req.op, req.holder, req.kind);
+  a_.set(owner(o).alias_owner, req.owner.key);
+  a_.set(owner(o).alias_description, req.description.key);
+  set_range(o, req.range.begin(), req.range.end(), mode, now, 0);
+  return {OpOutcome::kGranted, {}};
+}
+
+template <class A>
+void LockTable<A>::enqueue_op(const LockService::OpRequest& req, Ref blocker, WaiterToken token,
+                              std::int64_t now) {
+  const Ref f = file_for(req.file);
+  const Ref o = owner_for(f, req.op, req.holder, req.kind);
+  a_.set(owner(o).alias_owner, req.owner.key);
+  a_.set(owner(o).alias_description, req.description.key);
+  const LockMode mode = req.kind == LockKind::kWriteOp ? LockMode::kExclusive : LockMode::kShared;
+  push_waiter(f, o, req.range.begin(), req.range.end(), mode, blocker, false, token, now);
+}
+
+}  // namespace latchfs::lock

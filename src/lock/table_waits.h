@@ -1,0 +1,313 @@
+// LockTable: waiters, in order of arrival. Included by table.h only.
+//
+// A waiter waits for grants only, never for another waiter: so no wait exists that the kernel's
+// own locks would not have, and the deadlock search follows grants. Order of arrival decides among
+// waiters; compatible ones are granted together.
+#pragma once
+
+namespace latchfs::lock {
+
+template <class A>
+const Ref& LockTable<A>::bucket(std::uint64_t mount, std::uint64_t key) const {
+  const std::uint64_t h = (mount * 0x9E3779B97F4A7C15ULL) ^ (key * 0xC2B2AE3D27D4EB4FULL);
+  return root_.waiting[(h >> 40) % kWaiterBuckets];
+}
+
+template <class A>
+void LockTable<A>::push_waiter(Ref f, Ref o, std::uint64_t begin, std::uint64_t end, LockMode mode,
+                               Ref blocker, bool settle, WaiterToken token, std::int64_t now) {
+  const Ref w = a_.template alloc<WaiterRec>();
+  const WaiterRec& rec = waiter(w);
+  const FileRec& fr = file(f);
+  a_.set(rec.begin, begin);
+  a_.set(rec.end, end);
+  a_.set(rec.mode, mode);
+  a_.set(rec.token, token.raw);
+  a_.set(rec.since, now);
+  a_.set(rec.owner, o);
+  a_.set(rec.blocker, blocker == 0 ? Ref{0} : grant(blocker).owner);
+  a_.set(rec.settle, static_cast<std::uint8_t>(settle ? 1 : 0));
+  a_.set(rec.seq, fr.next_seq);
+  bump(fr.next_seq, 1);
+  a_.set(rec.prev, fr.wait_tail);
+  if (fr.wait_tail != 0) {
+    a_.set(waiter(fr.wait_tail).next, w);
+  } else {
+    a_.set(fr.wait_head, w);
+    a_.set(fr.hull_begin, begin);
+    a_.set(fr.hull_end, end);
+  }
+  a_.set(fr.wait_tail, w);
+  a_.set(fr.hull_begin, std::min(fr.hull_begin, begin));
+  a_.set(fr.hull_end, std::max(fr.hull_end, end));
+  const OwnerRec& ow = owner(o);
+  if (ow.kind == LockKind::kPosix) {
+    const Ref& head = bucket(ow.mount, ow.key);
+    a_.set(rec.same_bucket, head);
+    a_.set(head, w);
+    bump(root_.posix_waiters, 1);
+  }
+  bump(ow.waiter_count, 1);
+  bump(fr.waiter_count, 1);
+  bump(root_.waiter_count, 1);
+  count_uid(ow.uid, 1);
+  fx_.changed = true;
+}
+
+// Out of the queue, the hash and the counts; the record stays the caller's.
+template <class A>
+void LockTable<A>::take_from_queue(Ref w) {
+  const WaiterRec& rec = waiter(w);
+  const OwnerRec& ow = owner(rec.owner);
+  const FileRec& f = file(ow.file);
+  a_.set(rec.prev != 0 ? waiter(rec.prev).next : f.wait_head, rec.next);
+  a_.set(rec.next != 0 ? waiter(rec.next).prev : f.wait_tail, rec.prev);
+  if (ow.kind == LockKind::kPosix) {
+    const Ref* at = &bucket(ow.mount, ow.key);
+    while (*at != 0 && *at != w) at = &waiter(*at).same_bucket;
+    if (*at == w) a_.set(*at, rec.same_bucket);
+    bump(root_.posix_waiters, -1);
+  }
+  bump(ow.waiter_count, -1);
+  bump(f.waiter_count, -1);
+  bump(root_.waiter_count, -1);
+  count_uid(ow.uid, -1);
+  fx_.changed = true;
+}
+
+// Ends a wait: this mount's are told by the caller of the table, others' go to the ready list for
+// their daemon to fetch. The owner record may be left with nothing: the caller settles it.
+template <class A>
+void LockTable<A>::finish(Ref w, int err) {
+  const WaiterRec& rec = waiter(w);
+  const OwnerRec& ow = owner(rec.owner);
+  take_from_queue(w);
+  if (ow.mount == self_) {
+    fx_.finished.push_back({WaiterToken{rec.token}, err});
+    a_.template free<WaiterRec>(w);
+    return;
+  }
+  a_.set(rec.state, WaiterState::kReady);
+  a_.set(rec.result, std::int32_t{err});
+  // From here on the record stands for itself: begin holds the mount, the owner may go.
+  a_.set(rec.begin, ow.mount);
+  a_.set(rec.owner, Ref{0});
+  a_.set(rec.prev, Ref{0});
+  a_.set(rec.next, root_.ready);
+  a_.set(root_.ready, w);
+  fx_.ring.push_back(rec.begin);
+}
+
+template <class A>
+void LockTable<A>::grant_waiters(Ref f, std::uint64_t begin, std::uint64_t end, std::int64_t now,
+                                 std::int64_t mono) {
+  int granted = 0;
+  bool announced = false;
+  for (Ref w = file(f).wait_head; w != 0;) {
+    const WaiterRec& rec = waiter(w);
+    const Ref next = rec.next;
+    if (rec.begin >= end || rec.end <= begin) {
+      w = next;
+      continue;
+    }
+    const Ref o = rec.owner;
+    const OwnerRec& ow = owner(o);
+    const Attempt found = conflict(f, asker(ow), rec.begin, rec.end, rec.mode, mono);
+    if (found.blocker == 0) {
+      if (!a_.template can_take<GrantRec>(4)) {
+        if (!fx_.no_growth) throw NeedCells{};
+        finish(w, ENOLCK);
+        settle_owner(o);
+        w = next;
+        continue;
+      }
+      if (++granted % kWideGrants == 0) {
+        announced = true;
+        a_.set(root_.regrant, Regrant{f, 0, begin, end});
+        commit_step();
+      }
+      const std::uint64_t got_begin = rec.begin;
+      const std::uint64_t got_end = rec.end;
+      a_.set(ow.fenced, std::uint8_t{0});
+      a_.set(ow.closing_at, std::int64_t{0});
+      const Change change = set_range(o, got_begin, got_end, rec.mode, now, w);
+      finish(w, 0);
+      // A waiting downgrade or split may make room for those passed over: look again from the
+      // front, over its range too.
+      if (change.weakened) {
+        begin = std::min(begin, got_begin);
+        end = std::max(end, got_end);
+        w = file(f).wait_head;
+      } else {
+        w = next;
+      }
+      continue;
+    }
+    if (rec.settle != 0 && !found.transient) {
+      finish(w, EAGAIN);
+      settle_owner(o);  // the file stays: the blocker holds it
+      w = next;
+      continue;
+    }
+    const GrantRec& wall = grant(found.blocker);
+    if (ow.kind == LockKind::kPosix && rec.blocker != wall.owner) {
+      a_.set(rec.blocker, wall.owner);
+      if (owner(wall.owner).kind == LockKind::kPosix) {
+        fx_.recheck.push_back({FileId{file(f).dev, file(f).ino}, ow.mount, WaiterToken{rec.token}});
+      }
+    }
+    // An exclusive grant over all that anybody here waits for, by an owner that waits for nothing
+    // here: nobody behind can be granted. Keeps a long queue for one lock cheap.
+    if (wall.mode == LockMode::kExclusive && wall.begin <= file(f).hull_begin &&
+        wall.end >= file(f).hull_end && owner(wall.owner).waiter_count == 0 &&
+        owner(wall.owner).space != OwnerSpace::kOp && !found.transient) {
+      break;
+    }
+    w = next;
+  }
+  if (announced) a_.set(root_.regrant, Regrant{});
+}
+
+template <class A>
+Ref LockTable<A>::find_waiter(FileId id, std::uint64_t mount, WaiterToken token) const {
+  const Ref f = Files::find(a_, root_.files, id);
+  if (f == 0) return 0;
+  for (Ref w = file(f).wait_head; w != 0; w = waiter(w).next) {
+    if (waiter(w).token == token.raw && owner(waiter(w).owner).mount == mount) return w;
+  }
+  return 0;
+}
+
+template <class A>
+bool LockTable<A>::cancel(FileId id, std::uint64_t mount, WaiterToken token) {
+  const Ref w = find_waiter(id, mount, token);
+  if (w == 0) return false;
+  const Ref o = waiter(w).owner;
+  take_from_queue(w);
+  a_.template free<WaiterRec>(w);
+  settle_owner(o);
+  return true;
+}
+
+template <class A>
+bool LockTable<A>::refuse(FileId id, std::uint64_t mount, WaiterToken token, int err) {
+  const Ref w = find_waiter(id, mount, token);
+  if (w == 0) return false;
+  const Ref o = waiter(w).owner;
+  finish(w, err);
+  settle_owner(o);
+  return true;
+}
+
+template <class A>
+bool LockTable<A>::collect_ready(int at_most) {
+  const Ref* at = &root_.ready;
+  while (*at != 0) {
+    const Ref w = *at;
+    const WaiterRec& rec = waiter(w);
+    if (rec.begin != self_) {
+      at = &rec.next;
+      continue;
+    }
+    if (at_most-- == 0) return true;
+    fx_.finished.push_back({WaiterToken{rec.token}, rec.result});
+    a_.set(*at, rec.next);
+    a_.template free<WaiterRec>(w);
+  }
+  return false;
+}
+
+template <class A>
+bool LockTable<A>::reap(std::uint64_t mount, FileId& at, bool& at_start) {
+  if (at_start) {
+    for (const Ref* link = &root_.ready; *link != 0;) {
+      const Ref w = *link;
+      if (waiter(w).begin != mount) {
+        link = &waiter(w).next;
+        continue;
+      }
+      a_.set(*link, waiter(w).next);
+      a_.template free<WaiterRec>(w);
+    }
+    commit_step();
+  }
+  for (int files = 0; files < 64; ++files) {
+    const Ref f = Files::after(a_, root_.files, at, at_start);
+    if (f == 0) return false;
+    at = FileId{file(f).dev, file(f).ino};
+    at_start = false;
+    // Its waiters first, so that none of them is granted what its other locks leave.
+    for (Ref w = file(f).wait_head; w != 0;) {
+      const Ref next = waiter(w).next;
+      if (owner(waiter(w).owner).mount == mount) {
+        take_from_queue(w);
+        a_.template free<WaiterRec>(w);
+        commit_step();
+      }
+      w = next;
+    }
+    for (auto space : {OwnerSpace::kRange, OwnerSpace::kFlock, OwnerSpace::kOp}) {
+      OwnerId id{mount, 0, space};
+      for (bool or_equal = true;; or_equal = false) {
+        if (Files::find(a_, root_.files, at) != f) break;  // settled with its last owner
+        const Ref o = Owners::after(a_, file(f).owners, id, or_equal);
+        if (o == 0 || owner(o).mount != mount || owner(o).space != space) break;
+        id.key = owner(o).key;
+        drop_owner(at, id);
+        commit_step();
+      }
+    }
+  }
+  return true;
+}
+
+template <class A>
+void LockTable<A>::recover() {
+  if (root_.intent.owner != 0) {
+    const Intent intent = root_.intent;
+    const Ref o = intent.owner;
+    const Ref f = owner(o).file;
+    set_range(o, intent.begin, intent.end,
+              intent.unlock != 0 ? std::nullopt : std::optional{intent.mode}, fx_.now,
+              intent.waiter);
+    if (intent.waiter != 0) finish(intent.waiter, 0);
+    a_.set(root_.intent, Intent{});
+    grant_waiters(f, intent.begin, intent.end, fx_.now, fx_.mono);
+    settle_owner(o);
+    commit_step();
+  }
+  if (root_.regrant.file != 0) {
+    const Regrant regrant = root_.regrant;
+    grant_waiters(regrant.file, regrant.begin, regrant.end, fx_.now, fx_.mono);
+    a_.set(root_.regrant, Regrant{});
+    commit_step();
+  }
+}
+
+template <class A>
+void LockTable<A>::posix_blockers_of(
+    std::uint64_t mount, std::uint64_t key,
+    std::vector<std::pair<std::uint64_t, std::uint64_t>>& out) const {
+  for (Ref w = bucket(mount, key); w != 0; w = waiter(w).same_bucket) {
+    const WaiterRec& rec = waiter(w);
+    const OwnerRec& ow = owner(rec.owner);
+    if (ow.mount != mount || ow.key != key || rec.settle != 0) continue;
+    const Attempt found = conflict(ow.file, asker(ow), rec.begin, rec.end, rec.mode, fx_.mono);
+    if (found.blocker == 0) continue;
+    const OwnerRec& by = owner(grant(found.blocker).owner);
+    if (by.kind == LockKind::kPosix) out.emplace_back(by.mount, by.key);
+  }
+}
+
+template <class A>
+std::optional<std::pair<OwnerId, Ref>> LockTable<A>::waiting(FileId id, std::uint64_t mount,
+                                                             WaiterToken token) const {
+  const Ref w = find_waiter(id, mount, token);
+  if (w == 0) return std::nullopt;
+  const WaiterRec& rec = waiter(w);
+  const OwnerRec& ow = owner(rec.owner);
+  const Attempt found = conflict(ow.file, asker(ow), rec.begin, rec.end, rec.mode, fx_.mono);
+  return std::pair{OwnerId{ow.mount, ow.key, ow.space}, found.blocker};
+}
+
+}  // namespace latchfs::lock

@@ -1,0 +1,246 @@
+#include "store/shm/shm_store.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "store/shm/doorbell.h"
+
+namespace latchfs {
+namespace {
+
+using shm::Header;
+using shm::kMaxMounts;
+using shm::MountSlot;
+using shm::Region;
+using shm::Registry;
+
+// Without a pidfd (another pid namespace) a death is noticed by asking this often.
+constexpr int kWatchIntervalMs = 1000;
+
+void copy_text(std::array<char, 256>& to, const std::string& from) {
+  to.fill('\0');
+  std::memcpy(to.data(), from.data(), std::min(from.size(), to.size() - 1));
+}
+
+bool anybody_alive(const Registry& registry) {
+  for (std::uint32_t i = 0; i < kMaxMounts; ++i) {
+    if (registry.alive(i)) return true;
+  }
+  return false;
+}
+
+// The table the registry names, or a new one in its place when nobody uses it any more. The
+// registry is locked.
+Result<std::unique_ptr<Region>> open_or_create(Registry& registry, const ShmStore::Options& options,
+                                               std::string& name) {
+  name = registry.region_name();
+  if (!name.empty()) {
+    auto region = Region::open(name);
+    if (region) {
+      const bool in_use = anybody_alive(registry);
+      if (in_use && (*region)->bytes() != shm::round_up(options.table_max, shm::kPage)) {
+        log::info("table {} is in use with table_max={}", options.table, (*region)->bytes());
+      }
+      if (in_use || (*region)->bytes() == shm::round_up(options.table_max, shm::kPage)) {
+        return region;
+      }
+    } else if (region.error() != errno_code(ENOENT) && region.error() != errno_code(ESTALE)) {
+      if (anybody_alive(registry)) {
+        log::error("table {} is in use and cannot be joined: {}", options.table,
+                   region.error() == errno_code(EPROTO) ? "it has another format"
+                                                        : region.error().message());
+        return region.error();
+      }
+      log::warn("table {}: replacing what is left of it ({})", options.table,
+                region.error().message());
+    }
+    Region::remove(name);
+  }
+  auto fresh = Registry::fresh_region_name(options.table);
+  if (!fresh) return fresh.error();
+  // Named first: a death in between leaves a name without a table, not a table without a name.
+  if (const auto r = registry.set_region_name(*fresh); !r) return r.error();
+  name = *fresh;
+  return Region::create(name, options.table_max);
+}
+
+}  // namespace
+
+ShmStore::ShmStore(std::unique_ptr<Region> region, Registry registry, const Options& options,
+                   GrantSink& sink)
+    : TableService{std::move(region), options.table, sink, options.max_locks_per_user},
+      registry_{std::move(registry)},
+      poke_{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)} {}
+
+Result<std::unique_ptr<ShmStore>> ShmStore::attach(const Options& options, GrantSink& sink) {
+  auto registry = Registry::open(options.table);
+  if (!registry) return registry.error();
+  if (const auto r = registry->lock(); !r) return r.error();
+  std::string name;
+  auto region = open_or_create(*registry, options, name);
+  if (!region) {
+    registry->unlock();
+    return region.error();
+  }
+  std::unique_ptr<ShmStore> store{
+      new ShmStore{std::move(*region), std::move(*registry), options, sink}};
+  store->region_name_ = name;
+  const auto joined = store->join(options);
+  store->registry_.unlock();
+  if (!joined) return joined.error();
+  store->start_threads();
+  return store;
+}
+
+// The registry is locked.
+Result<void> ShmStore::join(const Options& options) {
+  if (!poke_) return last_errno();
+  Header& h = backend_.region().header();
+  reap_the_dead();
+  for (std::uint32_t i = 0; i < kMaxMounts; ++i) {
+    MountSlot& slot = h.mounts[i];
+    if (slot.id.load() != 0 || registry_.alive(i)) continue;
+    if (const auto r = registry_.claim(i); !r) continue;
+    slot.pid = static_cast<std::uint32_t>(::getpid());
+    slot.started_at = realtime_ns();
+    copy_text(slot.source, options.source);
+    copy_text(slot.mountpoint, options.mountpoint);
+    const std::uint64_t id = h.next_mount_id.fetch_add(1);
+    backend_.registered(i, id);
+    slot.id.store(id, std::memory_order_release);
+    // The others watch this one from now on.
+    for (MountSlot& other : h.mounts) {
+      if (&other != &slot && other.id.load() != 0) backend_.ring(other);
+    }
+    return {};
+  }
+  return errno_code(EUSERS);
+}
+
+ShmStore::~ShmStore() {
+  stop_threads();
+  if (mount_id() == 0) return;
+  Header& h = backend_.region().header();
+  reap_mount(mount_id());
+  const auto locked = registry_.lock();
+  h.mounts[backend_.slot()].id.store(0, std::memory_order_release);
+  bool last = locked.ok();
+  for (std::uint32_t i = 0; i < kMaxMounts && last; ++i) {
+    if (i != backend_.slot() && registry_.alive(i)) last = false;
+  }
+  if (last) {
+    Region::remove(region_name_);
+    if (!registry_.set_region_name("")) log::warn("the table's registry could not be cleared");
+  } else {
+    for (MountSlot& other : h.mounts) {
+      if (other.id.load() != 0) backend_.ring(other);
+    }
+  }
+  registry_.unlock();
+}
+
+void ShmStore::start_threads() {
+  doorbell_thread_ = std::thread{[this] { doorbell_loop(); }};
+  watch_thread_ = std::thread{[this] { watch_loop(); }};
+}
+
+void ShmStore::stop_threads() {
+  if (!doorbell_thread_.joinable()) return;
+  stopping_.store(true);
+  backend_.ring(backend_.region().header().mounts[backend_.slot()]);
+  const std::uint64_t one = 1;
+  if (::write(poke_.get(), &one, sizeof one) < 0) log::warn("the watcher could not be woken");
+  doorbell_thread_.join();
+  watch_thread_.join();
+}
+
+// Replies to waiters that other daemons granted, and passes on that the set of mounts changed.
+void ShmStore::doorbell_loop() {
+  Header& h = backend_.region().header();
+  auto& bell = h.mounts[backend_.slot()].doorbell;
+  std::uint32_t seen = bell.load(std::memory_order_acquire) - 1;
+  while (!stopping_.load()) {
+    const std::uint32_t now = bell.load(std::memory_order_acquire);
+    if (now == seen) {
+      shm::wait_doorbell(bell, seen, kWatchIntervalMs);
+      continue;
+    }
+    seen = now;
+    const std::uint64_t maybe = h.ready_shards.load(std::memory_order_acquire);
+    collect_ready();
+    for (std::uint32_t i = 0; i < shm::kShardCount; ++i) {
+      if ((maybe >> i & 1) != 0) backend_.forget_ready(i);
+    }
+    const std::uint64_t one = 1;
+    if (maybe == 0 && ::write(poke_.get(), &one, sizeof one) < 0 && errno != EAGAIN) {
+      log::warn("the watcher could not be woken");
+    }
+  }
+}
+
+bool ShmStore::reap_the_dead() {
+  Header& h = backend_.region().header();
+  bool found = false;
+  for (std::uint32_t i = 0; i < kMaxMounts; ++i) {
+    MountSlot& slot = h.mounts[i];
+    std::uint64_t id = slot.id.load(std::memory_order_acquire);
+    if (id == 0 || id == mount_id() || registry_.alive(i)) continue;
+    // Several survivors may do this at once: ids are never reused, so doing it twice is harmless.
+    log::warn("the daemon of mount {} (pid {}) is gone: releasing its locks", id, slot.pid);
+    reap_mount(id);
+    slot.id.compare_exchange_strong(id, 0);
+    found = true;
+  }
+  if (!found) return false;
+  backend_.recount_users();
+  // The dead one may have granted somebody's waiter and not rung.
+  for (std::uint32_t i = 0; i < shm::kShardCount; ++i) {
+    h.ready_shards.fetch_or(std::uint64_t{1} << i);
+  }
+  for (MountSlot& slot : h.mounts) {
+    if (slot.id.load() != 0) backend_.ring(slot);
+  }
+  return true;
+}
+
+std::vector<UniqueFd> ShmStore::peers_alive() {
+  std::vector<UniqueFd> fds;
+  for (const MountSlot& slot : backend_.region().header().mounts) {
+    const std::uint64_t id = slot.id.load(std::memory_order_acquire);
+    if (id == 0 || id == mount_id()) continue;
+    UniqueFd fd{static_cast<int>(::syscall(SYS_pidfd_open, slot.pid, 0))};
+    if (fd) fds.push_back(std::move(fd));
+  }
+  return fds;
+}
+
+// A peer's death wakes the poll; its byte in the registry, freed by the kernel, is the proof.
+void ShmStore::watch_loop() {
+  while (!stopping_.load()) {
+    const std::vector<UniqueFd> peers = peers_alive();
+    std::vector<pollfd> fds{{poke_.get(), POLLIN, 0}};
+    for (const UniqueFd& fd : peers) fds.push_back({fd.get(), POLLIN, 0});
+    const bool was_dead = reap_the_dead();
+    if (was_dead) continue;
+    int timeout = kWatchIntervalMs;
+    ::poll(fds.data(), fds.size(), timeout);
+    std::uint64_t count = 0;
+    while (::read(poke_.get(), &count, sizeof count) > 0) {
+    }
+    // A dying process lets go of its files a moment after its pidfd says so.
+    const bool died =
+        std::any_of(fds.begin() + 1, fds.end(), [](const pollfd& p) { return p.revents != 0; });
+    for (int tries = 0; died && tries < 1000 && !stopping_.load() && !reap_the_dead(); ++tries) {
+      ::usleep(1000);
+    }
+  }
+}
+
+}  // namespace latchfs

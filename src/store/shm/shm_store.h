@@ -1,0 +1,60 @@
+// The lock table in shared memory, as one mount sees it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/mutex.h"
+#include "base/unique_fd.h"
+#include "store/shm/registry.h"
+#include "store/shm/shm_backend.h"
+#include "store/table_service.h"
+
+namespace latchfs {
+
+class ShmStore final : public TableService<shm::ShmBackend> {
+ public:
+  struct Options {
+    std::string table;                            // [A-Za-z0-9._-]{1,64}
+    std::uint64_t table_max{1ULL << 30};          // bytes; what the first mount says holds
+    std::uint64_t max_locks_per_user{1'000'000};  // 0: no limit; uid 0 has none
+    std::string source, mountpoint;               // for `status`; cut at 255 bytes
+  };
+
+  // Joins the table, or makes it. Reaps what dead mounts left in it. EINVAL (name, size), EPERM
+  // (its directory is not ours alone), EPROTO (in use in another format), EIO (in use and damaged),
+  // ENOSPC, EUSERS (256 mounts already). The sink must outlive the store.
+  static Result<std::unique_ptr<ShmStore>> attach(const Options& options, GrantSink& sink);
+
+  // Gives up all of this mount's locks; the last one to leave removes the table.
+  ~ShmStore() override;
+  ShmStore(const ShmStore&) = delete;
+  ShmStore& operator=(const ShmStore&) = delete;
+
+  Result<TableStats> stats() override { return backend_.stats(); }
+
+ private:
+  ShmStore(std::unique_ptr<shm::Region> region, shm::Registry registry, const Options& options,
+           GrantSink& sink);
+
+  Result<void> join(const Options& options);
+  void start_threads();
+  void stop_threads();
+  void doorbell_loop();
+  void watch_loop();
+  // Reaps every registered mount that is dead. True if there was one.
+  bool reap_the_dead();
+  std::vector<UniqueFd> peers_alive();
+
+  shm::Registry registry_;
+  std::string region_name_;
+  std::atomic<bool> stopping_{false};
+  UniqueFd poke_;  // eventfd: the set of mounts changed, or stop
+  std::thread doorbell_thread_, watch_thread_;
+};
+
+}  // namespace latchfs

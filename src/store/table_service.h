@@ -1,0 +1,320 @@
+// LockService composed from shards of LockTable: what is the same for every store.
+//
+// Backend:
+//   using Arena;
+//   std::uint32_t shard_count() const;  std::uint32_t shard_of(FileId) const;
+//   std::uint64_t mount_id() const;
+//   std::error_code locked(shard, Effects&, fn(LockTable<Arena>&))
+//     one atomic step under the shard's mutex; memory is got and the call repeated as needed, so
+//     fn must be repeatable; ENOLCK when there is none.
+//   std::error_code all_locked(shard, Effects&, fn(LockTable<Arena>& target, tables))
+//     the same with every shard's mutex held, in ascending order; only the target may be changed.
+//     tables(i) is shard i's table, to read.
+//   void outside(const Effects&)  rings doorbells, counts per user, stamps the change.
+//   bool user_may_take(uid)  the per-user limit.
+//   GrantSink& sink();
+//
+// Lock order: docs/lock-order.md. Nothing here calls out while a mutex is held.
+#pragma once
+
+#include <algorithm>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "latchfs/lock_service.h"
+#include "lock/table.h"
+
+namespace latchfs {
+
+template <class Backend>
+class TableService : public LockService {
+ public:
+  [[nodiscard]] std::uint64_t mount_id() const override { return backend_.mount_id(); }
+
+  Result<Acquired> acquire(const LockRequest& req, OnConflict on, WaiterToken token) override {
+    if (!backend_.user_may_take(req.holder.uid)) return errno_code(ENOLCK);
+    lock::Effects fx;
+    Acquired answer = Granted{};
+    bool look_for_deadlock = false;
+    std::error_code ec = backend_.locked(shard(req.file), fx, [&](auto& table) {
+      answer = Granted{};
+      look_for_deadlock = false;
+      const auto attempt = table.attempt(req, fx.now, fx.mono);
+      if (attempt.blocker == 0) return;
+      if (on == OnConflict::kQueue && req.kind == LockKind::kPosix) {
+        look_for_deadlock = true;  // needs all shards: below
+      } else if (on == OnConflict::kQueue || (on == OnConflict::kSettle && attempt.transient)) {
+        table.enqueue(req, attempt.blocker, on == OnConflict::kSettle, token, fx.now);
+        answer = Queued{};
+      } else {
+        answer = Conflict{table.to_grant(attempt.blocker), attempt.transient};
+      }
+    });
+    if (!ec && look_for_deadlock) {
+      deliver(fx);
+      fx = {};
+      ec = queue_posix(req, token, fx, answer);
+    }
+    deliver(fx);
+    if (ec) return ec;
+    return answer;
+  }
+
+  Result<void> release(FileId file, OwnerId owner, ByteRange range) override {
+    return step(file, [&](auto& table) { table.release(file, owner, range); });
+  }
+
+  Result<std::optional<Conflict>> test(const LockRequest& req) override {
+    std::optional<Conflict> answer;
+    lock::Effects fx;
+    const auto ec = backend_.locked(shard(req.file), fx, [&](auto& table) {
+      answer.reset();
+      const auto attempt = table.test(req, fx.mono);
+      if (attempt.blocker != 0) {
+        answer = Conflict{table.to_grant(attempt.blocker), attempt.transient};
+      }
+    });
+    deliver(fx);
+    if (ec) return ec;
+    return answer;
+  }
+
+  Cancelled cancel(FileId file, WaiterToken token) override {
+    bool done = false;
+    const auto r = step(file, [&](auto& table) { done = table.cancel(file, mount_id(), token); });
+    return r && done ? Cancelled::kCancelled : Cancelled::kAlreadyOver;
+  }
+
+  Result<void> drop_owner(FileId file, OwnerId owner) override {
+    return step(file, [&](auto& table) { table.drop_owner(file, owner); });
+  }
+
+  void note_closing(FileId file, OwnerId owner) noexcept override {
+    lock::Effects fx;
+    if (backend_.locked(shard(file), fx,
+                        [&](auto& table) { table.note_closing(file, owner, fx.mono); })) {
+      return;  // only a hint; the release will come
+    }
+    deliver(fx);
+  }
+
+  Result<Broken> break_range(FileId file, OwnerId owner, ByteRange range, bool fence) override {
+    Broken broken;
+    const auto r =
+        step(file, [&](auto& table) { broken = table.break_range(file, owner, range, fence); });
+    if (!r) return r.error();
+    return broken;
+  }
+
+  Result<OpStarted> begin_op(const OpRequest& req, OnConflict on, WaiterToken token) override {
+    OpStarted answer = Granted{};
+    using Outcome = typename lock::LockTable<typename Backend::Arena>::OpOutcome;
+    const auto r = step(req.file, [&](auto& table) {
+      const auto [outcome, attempt] = table.attempt_op(req, realtime_ns(), monotonic_ns());
+      answer = Granted{};
+      if (outcome == Outcome::kFenced) {
+        answer = Fenced{};
+      } else if (outcome == Outcome::kBlocked && on == OnConflict::kRefuse) {
+        answer = Conflict{table.to_grant(attempt.blocker), attempt.transient};
+      } else if (outcome == Outcome::kBlocked) {
+        table.enqueue_op(req, attempt.blocker, token, realtime_ns());
+        answer = Queued{};
+      }
+    });
+    if (!r) return r.error();
+    return answer;
+  }
+
+  void end_op(FileId file, OwnerId op) noexcept override {
+    if (!drop_owner(file, op)) {
+      log::error("an operation on {}:{} could not be taken out of the table", file.dev, file.ino);
+    }
+  }
+
+  Result<GrantPage> list(const ListQuery& query) override {
+    GrantPage page;
+    const auto r = walk(query, page.next, [&](auto& table, ListCursor& at) {
+      return table.list(query.file, at, room(query, page.grants.size()), page.grants);
+    });
+    if (!r) return r.error();
+    return page;
+  }
+
+  Result<WaiterPage> list_waiters(const ListQuery& query) override {
+    WaiterPage page;
+    const auto r = walk(query, page.next, [&](auto& table, ListCursor& at) {
+      return table.list_waiters(query.file, at, room(query, page.waiters.size()), page.waiters);
+    });
+    if (!r) return r.error();
+    return page;
+  }
+
+  Result<std::string> verify() override {
+    std::string wrong;
+    for (std::uint32_t i = 0; i < backend_.shard_count() && wrong.empty(); ++i) {
+      FileId at{};
+      bool at_start = true;
+      for (bool more = true; more && wrong.empty();) {
+        lock::Effects fx;
+        const auto ec =
+            backend_.locked(i, fx, [&](auto& table) { more = table.verify(at, at_start, wrong); });
+        deliver(fx);
+        if (ec) return ec;
+      }
+    }
+    if (!wrong.empty()) log::error("table verify: {}", wrong);
+    backend_.note_verified(wrong.empty() ? "ok" : wrong);
+    return wrong;
+  }
+
+ protected:
+  template <class... Args>
+  explicit TableService(Args&&... args) : backend_{std::forward<Args>(args)...} {}
+
+  // Everything a dead mount left.
+  void reap_mount(std::uint64_t mount) {
+    for (std::uint32_t i = 0; i < backend_.shard_count(); ++i) {
+      FileId at{};
+      bool at_start = true;
+      for (bool more = true; more;) {
+        lock::Effects fx;
+        const auto ec =
+            backend_.locked(i, fx, [&](auto& table) { more = table.reap(mount, at, at_start); });
+        deliver(fx);
+        if (ec) {
+          log::error("the locks of a dead mount could not all be reaped: {}", ec.message());
+          break;
+        }
+      }
+    }
+  }
+
+  // Fetches what other daemons granted to this mount's waiters.
+  void collect_ready() {
+    for (std::uint32_t i = 0; i < backend_.shard_count(); ++i) {
+      if (!backend_.has_ready(i)) continue;
+      for (bool more = true; more;) {
+        lock::Effects fx;
+        if (backend_.locked(i, fx, [&](auto& table) { more = table.collect_ready(256); })) break;
+        deliver(fx);
+      }
+    }
+  }
+
+  Backend backend_;
+
+ private:
+  static constexpr std::uint32_t kMaxPage = 256;
+
+  [[nodiscard]] std::uint32_t shard(FileId file) const { return backend_.shard_of(file); }
+
+  static std::uint32_t room(const ListQuery& query, std::size_t have) {
+    const std::uint32_t want = std::clamp<std::uint32_t>(query.limit, 1, kMaxPage);
+    return want - static_cast<std::uint32_t>(std::min<std::size_t>(have, want));
+  }
+
+  template <class Fn>
+  Result<void> step(FileId file, Fn&& fn) {
+    lock::Effects fx;
+    const auto ec = backend_.locked(shard(file), fx, std::forward<Fn>(fn));
+    deliver(fx);
+    return ec;
+  }
+
+  template <class Fn>
+  Result<void> walk(const ListQuery& query, std::optional<ListCursor>& next, Fn&& fn) {
+    ListCursor at = query.after;
+    if (query.file) at.shard = shard(*query.file);
+    for (; at.shard < backend_.shard_count(); at = ListCursor{at.shard + 1}) {
+      bool more = false;
+      lock::Effects fx;
+      const auto ec = backend_.locked(at.shard, fx, [&](auto& table) { more = fn(table, at); });
+      deliver(fx);
+      if (ec) return ec;
+      if (more) {
+        next = at;
+        return {};
+      }
+      if (query.file) break;
+    }
+    return {};
+  }
+
+  // Cycle check and enqueue share one hold of all shards; otherwise two waiters could each miss
+  // the other and sleep for good.
+  std::error_code queue_posix(const LockRequest& req, WaiterToken token, lock::Effects& fx,
+                              Acquired& answer) {
+    return backend_.all_locked(shard(req.file), fx, [&](auto& target, auto&& tables) {
+      answer = Granted{};
+      const auto attempt = target.attempt(req, fx.now, fx.mono);  // things may have changed
+      if (attempt.blocker == 0) return;
+      if (closes_cycle(req.owner, target.to_grant(attempt.blocker), tables)) {
+        answer = Deadlock{};
+        return;
+      }
+      target.enqueue(req, attempt.blocker, false, token, fx.now);
+      answer = Queued{};
+    });
+  }
+
+  // Would `waiter` waiting for `blocker` close a cycle? As posix_locks_deadlock() in fs/locks.c,
+  // but without its limit of 10 steps, and through all requests of an owner with several threads.
+  template <class Tables>
+  bool closes_cycle(const OwnerId& waiter, const Grant& blocker, Tables&& tables) const {
+    using Node = std::pair<std::uint64_t, std::uint64_t>;  // mount, key
+    if (blocker.kind != LockKind::kPosix) return false;
+    const Node me{waiter.mount, waiter.key};
+    std::vector<Node> open{{blocker.owner.mount, blocker.owner.key}};
+    std::vector<Node> seen;
+    std::vector<Node> found;
+    while (!open.empty()) {
+      const Node node = open.back();
+      open.pop_back();
+      if (node == me) return true;
+      if (std::find(seen.begin(), seen.end(), node) != seen.end()) continue;
+      seen.push_back(node);
+      found.clear();
+      for (std::uint32_t i = 0; i < backend_.shard_count(); ++i) {
+        if (backend_.posix_waiters(i) != 0) {
+          tables(i).posix_blockers_of(node.first, node.second, found);
+        }
+      }
+      open.insert(open.end(), found.begin(), found.end());
+    }
+    return false;
+  }
+
+  // The outside of a step: nothing is locked here.
+  void deliver(lock::Effects& fx) noexcept {
+    backend_.outside(fx);
+    for (const auto& done : fx.finished) {
+      if (done.err == 0) {
+        backend_.sink().granted(done.token);
+      } else {
+        backend_.sink().refused(done.token, done.err);
+      }
+    }
+    // A waiter whose first blocker went and that now waits for another: the kernel asks again
+    // about deadlock when it blocks again.
+    for (const auto& item : fx.recheck) recheck(item);
+  }
+
+  void recheck(const lock::Effects::Recheck& item) noexcept {
+    lock::Effects fx;
+    const auto ec = backend_.all_locked(shard(item.file), fx, [&](auto& target, auto&& tables) {
+      const auto waiting = target.waiting(item.file, item.mount, item.token);
+      if (!waiting || waiting->second == 0) return;
+      if (closes_cycle(waiting->first, target.to_grant(waiting->second), tables)) {
+        target.refuse(item.file, item.mount, item.token, EDEADLK);
+      }
+    });
+    if (ec) log::error("a waiter could not be checked for deadlock: {}", ec.message());
+    fx.recheck.clear();  // refusing grants nobody
+    deliver(fx);
+  }
+};
+
+}  // namespace latchfs
