@@ -1,0 +1,273 @@
+#!/usr/bin/env python3
+"""Rows of work on the native file system and through latchfs, bindfs and mergerfs.
+
+Every round runs every row on every target, in an order that rotates, so that drift of the machine
+meets all alike. A ratio is the target's speed as a share of native speed in the same round (1.00 =
+native, .10 = ten times slower); the table shows the median over the rounds and its spread.
+bindfs and mergerfs leave locks to the kernel; theirs know nothing of other mounts or machines.
+
+Nothing here passes or fails by time.
+"""
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+TOP = pathlib.Path(__file__).resolve().parent.parent.parent
+LOCKS_LISTED = 100_000
+FIND_DIRS, FIND_FILES = 200, 100  # 20,000 files
+
+
+class Target:
+    """A way to the same kind of directory: `source` is native, `path` is where the work happens."""
+
+    def __init__(self, name, base, mount=None):
+        self.name = name
+        self.source = base / name / "source"
+        self.path = base / name / "mount" if mount else self.source
+        self.mount = mount
+        self.source.mkdir(parents=True)
+        self.path.mkdir(exist_ok=True)
+
+    @contextlib.contextmanager
+    def mounted(self):
+        if not self.mount:
+            yield
+            return
+        run([*self.mount, str(self.source), str(self.path)])
+        try:
+            yield
+        finally:
+            for _ in range(20):  # a last close may still be on its way
+                if subprocess.run(["umount", str(self.path)], stderr=subprocess.DEVNULL,
+                                  check=False).returncode == 0:
+                    break
+                time.sleep(0.1)
+
+
+def run(command):
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"bench: {' '.join(command)}: {done.stderr.strip() or done.returncode}")
+    return done.stdout
+
+
+class Rows:
+    def __init__(self, build):
+        self.lockbench = str(build / "tests/bench/lockbench")
+        self.iobench = str(build / "tests/bench/iobench")
+
+    def lock(self, what, count):
+        return lambda target: float(run([self.lockbench, what, str(target.path), str(count)]))
+
+    def io(self, what, count):
+        return lambda target: float(run([self.iobench, what, str(target.path), str(count)]))
+
+    def list_grants(self, target):
+        if target.name not in ("native", "latchfs"):
+            return None  # their locks are the kernel's: /proc/locks, as native
+        place = "/proc/locks" if target.name == "native" else target.path / ".locks/list"
+        holder = subprocess.Popen([self.lockbench, "hold", str(target.path), str(LOCKS_LISTED)],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            if holder.stdout.readline() != "held\n":
+                sys.exit(f"bench: could not hold {LOCKS_LISTED} locks on {target.name}")
+            return float(run([self.iobench, "list", str(place), "1"]))
+        finally:
+            holder.stdin.close()
+            holder.wait()
+
+    @staticmethod
+    def find(target):
+        # -size makes it stat every file.
+        command = ["find", str(target.path / "tree"), "-type", "f", "-size", "+0"]
+        run(command)
+        began = time.monotonic()
+        found = run(command).count("\n")
+        took = time.monotonic() - began
+        if found != FIND_DIRS * FIND_FILES:
+            sys.exit(f"bench: find saw {found} files on {target.name}")
+        return took * 1000
+
+    def all(self):
+        """name, unit, more is better, how to measure"""
+        return [
+            ("lock + unlock pair", "ns", False, self.lock("pair", 20_000)),
+            ("contended handoff", "ns", False, self.lock("handoff", 3_000)),
+            ("list of 100,000 grants", "ms", False, self.list_grants),
+            ("4 KiB write, random", "ns", False, self.io("write4k", 20_000)),
+            ("1 MiB sequential write", "MiB/s", True, self.io("seqwrite", 256)),
+            ("1 MiB sequential read, warm", "MiB/s", True, self.io("seqread", 256)),
+            ("file create + unlink", "ns", False, self.io("create", 3_000)),
+            ("find over 20,000 files, warm", "ms", False, self.find),
+        ]
+
+
+def make_tree(target):
+    for d in range(FIND_DIRS):
+        directory = target.source / "tree" / f"d{d:03}"
+        directory.mkdir(parents=True)
+        for f in range(FIND_FILES):
+            (directory / f"f{f:03}").write_text("x")
+
+
+def version_of(command):
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return (done.stdout or done.stderr).splitlines()[0].strip() if done.stdout or done.stderr else ""
+
+
+def git(*args):
+    done = subprocess.run(["git", "-C", str(TOP), *args], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def about(build, base):
+    cpu = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo", encoding="ascii")
+                if line.startswith("model name")), platform.machine())
+    memory_kb = int(open("/proc/meminfo", encoding="ascii").readline().split()[1])
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "commit": git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else ""),
+        "machine": {
+            "cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(memory_kb / 2**20),
+            "kernel": platform.release(),
+            "backing": run(["findmnt", "-no", "FSTYPE", "-T", str(base)]).strip(),
+        },
+        "versions": {
+            "latchfs": version_of([str(build / "src/daemon/latchfs"), "--version"]),
+            "bindfs": version_of(["bindfs", "--version"]),
+            "mergerfs": version_of(["mergerfs", "--version"]),
+        },
+    }
+
+
+def progress(text):
+    if sys.stderr.isatty():
+        print(f"\r{text:60}\r", end="", file=sys.stderr, flush=True)
+
+
+def measure(rows, targets, rounds):
+    values = {name: {t.name: [] for t in targets} for name, *_ in rows}
+    for number in range(rounds):
+        for name, _, _, how in rows:
+            progress(f"round {number + 1}/{rounds}: {name}")
+            turn = number % len(targets)
+            for target in targets[turn:] + targets[:turn]:
+                value = how(target)
+                if value is not None:
+                    values[name][target.name].append(value)
+    progress("")
+    return values
+
+
+def summary(values, native, more_is_better):
+    pairs = zip(values, native)
+    ratios = [v / n if more_is_better else n / v for v, n in pairs]
+    return {
+        "values": values,
+        "median": statistics.median(values),
+        "ratio": statistics.median(ratios),
+        "ratio_least": min(ratios),
+        "ratio_most": max(ratios),
+    }
+
+
+def results(rows, values):
+    out = []
+    for name, unit, more, _ in rows:
+        native = values[name]["native"]
+        out.append({
+            "row": name, "unit": unit, "more_is_better": more,
+            "targets": {t: summary(v, native, more) for t, v in values[name].items() if v},
+        })
+    return out
+
+
+def markdown(report):
+    machine = report["machine"]
+    names = [n for n in ("latchfs", "bindfs", "mergerfs") if n in report["rows"][0]["targets"]]
+    lines = [
+        f"# Benchmark of {report['date'][:10]}, commit {report['commit'][:12]}", "",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, kernel "
+        f"{machine['kernel']}, {machine['backing']}; medians of {report['rounds']} interleaved "
+        "rounds.", "",
+        "Speed as a share of native in the same round, median (least to most): 1.00 is native, "
+        ".10 ten times slower. For bindfs and mergerfs the kernel keeps the locks.", "",
+        "| work | native | " + " | ".join(names) + " |",
+        "| --- | ---: |" + " ---: |" * len(names),
+    ]
+    for row in report["rows"]:
+        cells = []
+        for name in names:
+            got = row["targets"].get(name)
+            cells.append("-" if got is None else
+                         f"**{got['ratio']:.2f}** ({got['ratio_least']:.2f} to {got['ratio_most']:.2f})")
+        native = row["targets"]["native"]["median"]
+        lines.append(f"| {row['row']} | {native:,.0f} {row['unit']} | " + " | ".join(cells) + " |")
+    lines.append("")
+    lines.append("Versions: " + "; ".join(v for v in report["versions"].values() if v) + ".")
+    return "\n".join(lines) + "\n"
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=pathlib.Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="rows whose name contains one of these, comma-separated")
+    parser.add_argument("--targets", default="native,latchfs,bindfs,mergerfs")
+    parser.add_argument("--dir", default=tempfile.gettempdir(), help="where the backing directories go")
+    parser.add_argument("--save", action="store_true", help="write docs/bench/DATE-COMMIT.{json,md}")
+    args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return args
+
+
+def main():
+    args = parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    words = [w for w in args.only.split(",") if w]
+    rows = [r for r in Rows(args.build).all() if not words or any(w in r[0] for w in words)]
+    base = pathlib.Path(tempfile.mkdtemp(prefix="latchfs-bench.", dir=args.dir))
+    mounts = {
+        "native": None,
+        "latchfs": [str(args.build / "src/daemon/latchfs"), "-o", f"table=bench-{os.getpid()}"],
+        "bindfs": ["bindfs"],
+        "mergerfs": ["mergerfs"],
+    }
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, base, ignore_errors=True)
+        targets = []
+        for name in args.targets.split(","):
+            target = Target(name, base, mounts[name])
+            make_tree(target)
+            stack.enter_context(target.mounted())
+            targets.append(target)
+        report = {**about(args.build, base), "rounds": args.rounds}
+        report["rows"] = results(rows, measure(rows, targets, args.rounds))
+    print(markdown(report))
+    if args.save:
+        place = TOP / "docs/bench"
+        place.mkdir(parents=True, exist_ok=True)
+        stem = place / f"{report['date'][:10]}-{report['commit'][:12]}"
+        stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+        stem.with_suffix(".md").write_text(markdown(report))
+        print(f"saved as {stem.relative_to(TOP)}.json and .md")
+
+
+if __name__ == "__main__":
+    main()
