@@ -1,0 +1,50 @@
+// What every part of the tree works on.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "control/file_view.h"
+#include "control/query.h"
+#include "control/tree.h"
+#include "latchfs/lock_service.h"
+
+namespace latchfs::control {
+
+// Shared by all parts of one Tree; outlives them.
+class Context {
+ public:
+  Context(LockService& locks, FileView& files, Options options);
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+  ~Context() = default;
+
+  LockService& locks() const { return locks_; }
+  FileView& files() const { return files_; }
+  const Options& options() const { return options_; }
+
+  // The snapshot a file belongs to: the last name of the outermost directory above it that
+  // matches the `snapshots` GLOB (fnmatch(3) with FNM_PATHNAME over the path without its leading
+  // '/'); "" if there is none.
+  std::string snapshot_of(std::string_view path) const;
+
+  // A file as a user named it. A path is walked as the caller; one that is not there is tried
+  // once more without the mount point in front. Numbers are not checked: whether anything is
+  // locked under them is for the table to say.
+  Result<FileId> resolve(const FileRef& ref, const Caller& caller) const;
+
+  // As listings print it and FileRef reads it.
+  std::string file_id_text(FileId file) const;
+
+  // The device of the mount's root; 0 if the root cannot be asked.
+  std::uint64_t root_dev() const { return root_dev_; }
+
+ private:
+  LockService& locks_;
+  FileView& files_;
+  Options options_;
+  std::uint64_t root_dev_{};
+};
+
+}  // namespace latchfs::control

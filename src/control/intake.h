@@ -1,0 +1,50 @@
+// Collects one request from the writes of one open file.
+//
+// JSON begins with '{' and is complete when its object closes; the query form is complete at its
+// newline, or when the file is closed. One request at a time: what follows a complete one in the
+// same write must be white space. After a complete, malformed or oversized request the next write
+// begins a new one.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <variant>
+
+#include "control/json_input.h"
+#include "control/text.h"
+
+namespace latchfs::control {
+
+class Intake {
+ public:
+  static constexpr std::size_t kMaxRequest = std::size_t{1} << 20;
+
+  struct Request {
+    std::string text;
+    bool json{};
+  };
+  struct TooLarge {};
+  // Incomplete: more is needed; the bytes are kept.
+  using Taken = std::variant<Incomplete, Request, Malformed, TooLarge>;
+
+  Taken add(std::string_view data);
+  // No more will come. Incomplete: nothing is waiting.
+  Taken finish();
+  [[nodiscard]] bool waiting() const { return !pending_.empty() || only_space_; }
+
+ private:
+  Taken drop(Taken taken);
+  Taken add_to_json(std::string_view data);
+  Taken add_to_query(std::string_view data);
+
+  std::string pending_;  // begins with the request's first byte
+  bool only_space_{};    // white space came, and nothing else yet
+  bool had_request_{};
+  std::size_t check_at_{};  // pending_.size() from which JSON is checked again
+  // Where the bytes so far leave us in the JSON text.
+  std::size_t depth_{};
+  bool in_string_{};
+  bool escaped_{};
+};
+
+}  // namespace latchfs::control

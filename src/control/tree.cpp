@@ -1,0 +1,484 @@
+#include "control/tree.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <optional>
+#include <unordered_map>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mutex.h"
+#include "control/context.h"
+#include "control/listing.h"
+#include "control/open_file.h"
+#include "control/pages.h"
+#include "control/query.h"
+#include "control/query_nodes.h"
+#include "control/renderings.h"
+#include "control/replies.h"
+#include "control/visible.h"
+
+namespace latchfs::control {
+namespace {
+
+enum class Fixed : std::uint8_t { kReadme = 2, kList, kWaiters, kRelease, kReply, kStatus };
+
+struct FixedName {
+  std::string_view name;
+  Fixed what;
+  mode_t mode;
+};
+constexpr std::array<FixedName, 6> kFixed{{{"README", Fixed::kReadme, 0444},
+                                           {"list", Fixed::kList, 0444},
+                                           {"waiters", Fixed::kWaiters, 0444},
+                                           {"release", Fixed::kRelease, 0666},
+                                           {"reply", Fixed::kReply, 0444},
+                                           {"status", Fixed::kStatus, 0444}}};
+constexpr std::string_view kFilesName = "files";
+constexpr std::uint64_t kFilesNode = kControlBit | kMirrorBit | FileView::kRootNode;
+
+constexpr std::uint64_t node_of(Fixed what) {
+  return kControlBit | static_cast<std::uint64_t>(what);
+}
+
+const FixedName* find_fixed(std::uint64_t node) {
+  const auto found = std::find_if(kFixed.begin(), kFixed.end(),
+                                  [node](const FixedName& f) { return node_of(f.what) == node; });
+  return found == kFixed.end() ? nullptr : &*found;
+}
+
+constexpr bool is_mirror(std::uint64_t node) { return (node & kMirrorBit) != 0; }
+constexpr bool is_query(std::uint64_t node) {
+  return !is_mirror(node) && (node & QueryNodes::kQueryBit) != 0;
+}
+constexpr std::uint64_t mirrored(std::uint64_t node) { return node & ~(kControlBit | kMirrorBit); }
+constexpr std::uint64_t query_number(std::uint64_t node) { return node & ~kControlBit; }
+
+timespec to_timespec(std::int64_t ns) {
+  return {static_cast<time_t>(ns / 1'000'000'000), static_cast<long>(ns % 1'000'000'000)};
+}
+
+bool is_link(const FileEntry& entry) { return S_ISLNK(entry.attr.st_mode); }
+
+// Texts larger than this count against the budget.
+constexpr std::size_t kSmallText = std::size_t{64} << 10;
+constexpr std::size_t kBudget = std::size_t{64} << 20;
+constexpr std::size_t kMaxOpen = 4096;
+constexpr std::size_t kMaxOpenPerUser = 128;
+
+}  // namespace
+
+struct Tree::Impl {
+  Impl(LockService& locks, FileView& files, Options options)
+      : context_{locks, files, std::move(options)},
+        renderings_{context_},
+        readme_{std::make_shared<const std::string>(readme_text(context_.options()))} {}
+
+  // ---- attributes
+  NodeAttr make_attr(std::uint64_t node, mode_t mode, std::uint64_t size,
+                     std::int64_t changed_ns) const;
+  Result<NodeAttr> fixed_attr(const FixedName& fixed, const Caller& caller);
+  Result<NodeAttr> listing_attr(std::uint64_t node, const Scope& scope);
+  Result<NodeAttr> mirror_attr(const FileEntry& entry, std::uint64_t node, const Caller& caller);
+  Result<NodeAttr> root_attr();
+
+  // ---- listings
+  Result<Scope> scope_of(ListKind kind, Query query, const Caller& caller) const;
+  Scope scope_of_file(FileId file, const Caller& caller) const;
+  Result<std::int64_t> changed_at();
+  Result<std::shared_ptr<OpenFile>> open_listing(const Scope& scope);
+  Result<std::shared_ptr<OpenFile>> open_node(std::uint64_t node, int flags, const Caller& caller);
+  Result<std::shared_ptr<OpenFile>> open_fixed(Fixed what, int flags, const Caller& caller);
+
+  // ---- names
+  Result<NodeAttr> look_up_query(ListKind kind, std::string_view text, const Caller& caller);
+  Result<NodeAttr> look_up_mirror(std::uint64_t parent, std::string_view name,
+                                  const Caller& caller);
+
+  // ---- open files
+  struct Open {
+    std::shared_ptr<OpenFile> file;
+    std::uint64_t node{};
+    uid_t uid{};
+  };
+  Result<std::uint64_t> add(std::shared_ptr<OpenFile> file, std::uint64_t node,
+                            const Caller& caller, bool admin);
+  std::shared_ptr<OpenFile> find(std::uint64_t fh);
+
+  Context context_;
+  Renderings renderings_;
+  Replies replies_;
+  QueryNodes queries_;
+  Budget budget_{kBudget};
+  const std::shared_ptr<const std::string> readme_;
+  const std::int64_t started_ns_{realtime_ns()};
+
+  Mutex mu_;  // held over no call out
+  std::unordered_map<std::uint64_t, Open> open_ GUARDED_BY(mu_);
+  std::map<uid_t, std::size_t> open_per_user_ GUARDED_BY(mu_);
+  std::uint64_t next_fh_ GUARDED_BY(mu_){1};
+};
+
+// ---- attributes
+
+NodeAttr Tree::Impl::make_attr(std::uint64_t node, mode_t mode, std::uint64_t size,
+                               std::int64_t changed_ns) const {
+  NodeAttr out;
+  out.node = node;
+  out.attr.st_ino = node;
+  out.attr.st_mode = mode;
+  out.attr.st_nlink = S_ISDIR(mode) ? 2 : 1;
+  out.attr.st_uid = ::geteuid();
+  out.attr.st_gid = ::getegid();
+  out.attr.st_size = static_cast<off_t>(size);
+  out.attr.st_blocks = static_cast<blkcnt_t>((size + 511) / 512);
+  out.attr.st_blksize = 4096;
+  out.attr.st_mtim = out.attr.st_ctim = out.attr.st_atim =
+      to_timespec(changed_ns > 0 ? changed_ns : started_ns_);
+  return out;
+}
+
+Result<NodeAttr> Tree::Impl::root_attr() {
+  return make_attr(kTreeRoot, S_IFDIR | 0555, 0, started_ns_);
+}
+
+Result<std::int64_t> Tree::Impl::changed_at() {
+  const auto stats = context_.locks().stats();
+  if (!stats) return stats.error();
+  return stats->changed_at_ns;
+}
+
+Result<NodeAttr> Tree::Impl::listing_attr(std::uint64_t node, const Scope& scope) {
+  const auto changed = changed_at();
+  if (!changed) return changed.error();
+  const auto size = renderings_.size(scope, *changed);
+  if (!size) return size.error();
+  return make_attr(node, S_IFREG | 0444, *size, *changed);
+}
+
+Result<NodeAttr> Tree::Impl::fixed_attr(const FixedName& fixed, const Caller& caller) {
+  const std::uint64_t node = node_of(fixed.what);
+  const mode_t mode = S_IFREG | fixed.mode;
+  switch (fixed.what) {
+    case Fixed::kReadme:
+      return make_attr(node, mode, readme_->size(), started_ns_);
+    case Fixed::kList:
+    case Fixed::kWaiters: {
+      const auto kind = fixed.what == Fixed::kList ? ListKind::kGrants : ListKind::kWaiters;
+      return listing_attr(node, {kind, {}, std::nullopt, viewer_of(context_, caller)});
+    }
+    case Fixed::kRelease:
+    case Fixed::kReply: {
+      const Reply reply = replies_.of(caller.uid);
+      return make_attr(node, mode, (reply.text ? reply.text : no_reply())->size(), reply.at_ns);
+    }
+    case Fixed::kStatus: {
+      const auto stats = context_.locks().stats();
+      if (!stats) return stats.error();
+      const auto text = status_text(context_, *stats, viewer_of(context_, caller));
+      return make_attr(node, mode, text.size(), stats->changed_at_ns);
+    }
+  }
+  return errno_code(ESTALE);
+}
+
+Result<NodeAttr> Tree::Impl::mirror_attr(const FileEntry& entry, std::uint64_t node,
+                                         const Caller& caller) {
+  if (S_ISDIR(entry.attr.st_mode)) {
+    NodeAttr out;
+    out.node = node;
+    out.attr = entry.attr;
+    out.attr.st_ino = node;
+    return out;
+  }
+  // A symbolic link is shown, so that listings of the directory are whole, but not followed.
+  auto out = is_link(entry) ? Result<NodeAttr>{make_attr(node, S_IFREG | 0444, 0, started_ns_)}
+                            : listing_attr(node, scope_of_file(entry.id, caller));
+  if (out) {
+    out->attr.st_uid = entry.attr.st_uid;
+    out->attr.st_gid = entry.attr.st_gid;
+  }
+  return out;
+}
+
+// ---- listings
+
+Result<Scope> Tree::Impl::scope_of(ListKind kind, Query query, const Caller& caller) const {
+  Scope scope{kind, std::move(query), std::nullopt, viewer_of(context_, caller)};
+  if (scope.query.ref) {
+    const auto file = context_.resolve(*scope.query.ref, caller);
+    if (!file) return file.error();
+    scope.file = *file;
+  }
+  return scope;
+}
+
+Scope Tree::Impl::scope_of_file(FileId file, const Caller& caller) const {
+  return {ListKind::kGrants, {}, file, viewer_of(context_, caller)};
+}
+
+Result<std::shared_ptr<OpenFile>> Tree::Impl::open_listing(const Scope& scope) {
+  const auto changed = changed_at();
+  if (!changed) return changed.error();
+  auto reader = renderings_.open(scope, *changed);
+  if (!reader) return reader.error();
+  std::size_t charged = (*reader)->footprint() > kSmallText ? (*reader)->footprint() : 0;
+  if (!budget_.take(charged)) {
+    charged = 0;
+    *reader = renderings_.open_lazily(scope);
+  }
+  return std::shared_ptr<OpenFile>{
+      std::make_shared<OpenListing>(std::move(*reader), budget_, charged)};
+}
+
+Result<std::shared_ptr<OpenFile>> Tree::Impl::open_fixed(Fixed what, int flags,
+                                                         const Caller& caller) {
+  const bool to_write = (flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC) != 0;
+  if (to_write && what != Fixed::kRelease) return errno_code(EACCES);
+  const auto text = [](std::shared_ptr<const std::string> content) {
+    return std::shared_ptr<OpenFile>{std::make_shared<OpenText>(std::move(content))};
+  };
+  switch (what) {
+    case Fixed::kReadme:
+      return text(readme_);
+    case Fixed::kList:
+    case Fixed::kWaiters: {
+      const auto kind = what == Fixed::kList ? ListKind::kGrants : ListKind::kWaiters;
+      return open_listing({kind, {}, std::nullopt, viewer_of(context_, caller)});
+    }
+    case Fixed::kRelease:
+      return std::shared_ptr<OpenFile>{
+          std::make_shared<OpenRelease>(context_, replies_, caller, flags)};
+    case Fixed::kReply: {
+      const Reply reply = replies_.of(caller.uid);
+      return text(reply.text ? reply.text : no_reply());
+    }
+    case Fixed::kStatus: {
+      const auto stats = context_.locks().stats();
+      if (!stats) return stats.error();
+      return text(std::make_shared<const std::string>(
+          status_text(context_, *stats, viewer_of(context_, caller))));
+    }
+  }
+  return errno_code(ESTALE);
+}
+
+Result<std::shared_ptr<OpenFile>> Tree::Impl::open_node(std::uint64_t node, int flags,
+                                                        const Caller& caller) {
+  if (node == kTreeRoot) return errno_code(EISDIR);
+  if (const FixedName* fixed = find_fixed(node)) return open_fixed(fixed->what, flags, caller);
+  const bool to_write = (flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC) != 0;
+  if (is_mirror(node)) {
+    const auto entry = context_.files().getattr(mirrored(node));
+    if (!entry) return entry.error();
+    if (S_ISDIR(entry->attr.st_mode)) return errno_code(EISDIR);
+    if (to_write) return errno_code(EACCES);
+    if (is_link(*entry)) return errno_code(ELOOP);
+    return open_listing(scope_of_file(entry->id, caller));
+  }
+  auto found = queries_.find(query_number(node));
+  if (!found) return errno_code(ESTALE);
+  if (to_write) return errno_code(EACCES);
+  const auto scope = scope_of(found->kind, std::move(found->query), caller);
+  if (!scope) return scope.error();
+  return open_listing(*scope);
+}
+
+// ---- names
+
+Result<NodeAttr> Tree::Impl::look_up_query(ListKind kind, std::string_view text,
+                                           const Caller& caller) {
+  auto parsed = parse_query(text);
+  if (const auto* bad = std::get_if<Malformed>(&parsed)) {
+    log::debug("query of uid {} pid {}: {}", caller.uid, caller.pid, log::printable(bad->why));
+    return errno_code(EINVAL);
+  }
+  const Query& query = std::get<Query>(parsed);
+  const auto scope = scope_of(kind, query, caller);
+  if (!scope) return scope.error();
+  if (canonical(query).empty()) {
+    return listing_attr(node_of(kind == ListKind::kGrants ? Fixed::kList : Fixed::kWaiters),
+                        *scope);
+  }
+  // The size first: a lookup that fails must leave no reference.
+  auto attr = listing_attr(0, *scope);
+  if (!attr) return attr;
+  const auto number = queries_.look_up(kind, query);
+  if (!number) return number.error();
+  attr->node = attr->attr.st_ino = kControlBit | *number;
+  return attr;
+}
+
+Result<NodeAttr> Tree::Impl::look_up_mirror(std::uint64_t parent, std::string_view name,
+                                            const Caller& caller) {
+  if (parent == kFilesNode) {
+    if (name == "..") return root_attr();
+    // What the tree shadows in the mount it shadows here.
+    if (name == context_.options().name) return errno_code(ENOENT);
+  }
+  const auto entry = context_.files().lookup(mirrored(parent), name, caller);
+  if (!entry) return entry.error();
+  auto attr = mirror_attr(*entry, kControlBit | kMirrorBit | entry->node, caller);
+  if (!attr && entry->node != FileView::kRootNode) context_.files().forget(entry->node, 1);
+  return attr;
+}
+
+// ---- open files
+
+Result<std::uint64_t> Tree::Impl::add(std::shared_ptr<OpenFile> file, std::uint64_t node,
+                                      const Caller& caller, bool admin) {
+  const MutexLock lock{mu_};
+  std::size_t& mine = open_per_user_[caller.uid];
+  if (open_.size() >= kMaxOpen || (mine >= kMaxOpenPerUser && !admin)) {
+    if (mine == 0) open_per_user_.erase(caller.uid);
+    return errno_code(ENFILE);
+  }
+  const std::uint64_t fh = next_fh_++;
+  open_.emplace(fh, Open{std::move(file), node, caller.uid});
+  ++mine;
+  return fh;
+}
+
+std::shared_ptr<OpenFile> Tree::Impl::find(std::uint64_t fh) {
+  const MutexLock lock{mu_};
+  const auto found = open_.find(fh);
+  return found == open_.end() ? nullptr : found->second.file;
+}
+
+// ---- the interface
+
+Tree::Tree(LockService& locks, FileView& files, Options options)
+    : impl_{std::make_unique<Impl>(locks, files, std::move(options))} {}
+Tree::~Tree() = default;
+
+Result<NodeAttr> Tree::lookup(std::uint64_t parent, std::string_view name, const Caller& caller) {
+  if (name.size() > NAME_MAX) return errno_code(ENAMETOOLONG);
+  if (is_mirror(parent)) return impl_->look_up_mirror(parent, name, caller);
+  if (name == ".") return getattr(parent, caller);
+  if (parent != kTreeRoot) return errno_code(name == ".." ? ESTALE : ENOTDIR);
+  if (name == kFilesName) return getattr(kFilesNode, caller);
+  if (name == "..") {
+    const auto entry = impl_->context_.files().getattr(FileView::kRootNode);
+    if (!entry) return entry.error();
+    return NodeAttr{FileView::kRootNode, entry->attr};
+  }
+  for (const FixedName& fixed : kFixed) {
+    if (fixed.name == name) return impl_->fixed_attr(fixed, caller);
+  }
+  const auto question = name.find('?');
+  if (question == std::string_view::npos) return errno_code(ENOENT);
+  const std::string_view what = name.substr(0, question);
+  if (what == "list") {
+    return impl_->look_up_query(ListKind::kGrants, name.substr(question + 1), caller);
+  }
+  if (what == "waiters") {
+    return impl_->look_up_query(ListKind::kWaiters, name.substr(question + 1), caller);
+  }
+  return errno_code(ENOENT);
+}
+
+void Tree::forget(std::uint64_t node, std::uint64_t count) noexcept {
+  if (is_mirror(node)) {
+    // files/ itself is never referenced in the mount: its root does not go away.
+    if (node != kFilesNode) impl_->context_.files().forget(mirrored(node), count);
+  } else if (is_query(node)) {
+    impl_->queries_.forget(query_number(node), count);
+  }
+}
+
+Result<NodeAttr> Tree::getattr(std::uint64_t node, const Caller& caller) {
+  if (node == kTreeRoot) return impl_->root_attr();
+  if (const FixedName* fixed = find_fixed(node)) return impl_->fixed_attr(*fixed, caller);
+  if (is_mirror(node)) {
+    const auto entry = impl_->context_.files().getattr(mirrored(node));
+    if (!entry) return entry.error();
+    return impl_->mirror_attr(*entry, node, caller);
+  }
+  auto found = impl_->queries_.find(query_number(node));
+  if (!found) return errno_code(ESTALE);
+  const auto scope = impl_->scope_of(found->kind, std::move(found->query), caller);
+  if (!scope) return scope.error();
+  return impl_->listing_attr(node, *scope);
+}
+
+Result<NodeAttr> Tree::setattr(std::uint64_t node, const Change& change, const Caller& caller) {
+  const bool writable = node == node_of(Fixed::kRelease);
+  const bool harmless = !change.mode && !change.owner && (!change.size || change.new_size == 0);
+  if (!writable || !harmless) return errno_code(EPERM);
+  return getattr(node, caller);
+}
+
+Result<std::vector<FileName>> Tree::readdir(std::uint64_t node, const Caller& caller) {
+  if (node == kTreeRoot) {
+    std::vector<FileName> names{{std::string{kFilesName}, kFilesNode, S_IFDIR}};
+    for (const FixedName& fixed : kFixed) {
+      names.push_back({std::string{fixed.name}, node_of(fixed.what), S_IFREG});
+    }
+    return names;
+  }
+  if (!is_mirror(node)) return errno_code(ENOTDIR);
+  auto names = impl_->context_.files().readdir(mirrored(node), caller);
+  if (!names) return names.error();
+  if (node == kFilesNode) {
+    const std::string& shadow = impl_->context_.options().name;
+    names->erase(std::remove_if(names->begin(), names->end(),
+                                [&shadow](const FileName& f) { return f.name == shadow; }),
+                 names->end());
+  }
+  for (FileName& name : *names) {
+    if (name.type != S_IFDIR) name.type = S_IFREG;
+  }
+  return names;
+}
+
+Result<std::uint64_t> Tree::open(std::uint64_t node, int flags, const Caller& caller) {
+  auto file = impl_->open_node(node, flags, caller);
+  if (!file) return file.error();
+  // From here on the node must not give way. (It may have between the two; that is harmless: the
+  // file does not need it.)
+  if (is_query(node)) impl_->queries_.opened(query_number(node));
+  auto fh = impl_->add(std::move(*file), node, caller, impl_->context_.files().is_admin(caller));
+  if (!fh && is_query(node)) impl_->queries_.closed(query_number(node));
+  return fh;
+}
+
+Result<std::string> Tree::read(std::uint64_t fh, std::uint64_t offset, std::size_t size) {
+  const auto file = impl_->find(fh);
+  return file ? file->read(offset, size) : Result<std::string>{errno_code(EBADF)};
+}
+
+Result<std::size_t> Tree::write(std::uint64_t fh, std::uint64_t, std::string_view data,
+                                const Caller& caller) {
+  const auto file = impl_->find(fh);
+  return file ? file->write(data, caller) : Result<std::size_t>{errno_code(EBADF)};
+}
+
+Result<void> Tree::flush(std::uint64_t fh, const Caller& caller) {
+  const auto file = impl_->find(fh);
+  return file ? file->flush(caller) : Result<void>{errno_code(EBADF)};
+}
+
+void Tree::release(std::uint64_t fh) noexcept {
+  Impl::Open gone;
+  {
+    const MutexLock lock{impl_->mu_};
+    const auto found = impl_->open_.find(fh);
+    if (found == impl_->open_.end()) return;
+    gone = std::move(found->second);
+    impl_->open_.erase(found);
+    const auto mine = impl_->open_per_user_.find(gone.uid);
+    if (mine != impl_->open_per_user_.end() && --mine->second == 0) {
+      impl_->open_per_user_.erase(mine);
+    }
+  }
+  if (is_query(gone.node)) impl_->queries_.closed(query_number(gone.node));
+  gone.file->close();
+}
+
+}  // namespace latchfs::control
