@@ -1,0 +1,150 @@
+#include "posix/attributes.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/limits.h>
+#include <sys/syscall.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <string_view>
+
+#include "posix/credentials.h"
+#include "posix/sys.h"
+
+namespace latchfs::posix {
+namespace {
+
+Result<void> outcome(const Result<long>& result) { return result.error(); }
+
+Result<void> change_owner(const FileRef& file, const AttrChange& change, const Caller& caller) {
+  const uid_t uid = change.uid.value_or(static_cast<uid_t>(-1));
+  const gid_t gid = change.gid.value_or(static_cast<gid_t>(-1));
+  const int fd = file.path_fd >= 0 ? file.path_fd : file.open_fd;
+  return outcome(as_caller(caller, Groups::kOnDemand,
+                           [&]() -> long { return ::fchownat(fd, "", uid, gid, AT_EMPTY_PATH); }));
+}
+
+Result<void> change_mode(const FileRef& file, mode_t mode, const Caller& caller) {
+  // A set-group-ID bit is dropped without a word if the file's group is not one of the caller's.
+  const Groups groups = (mode & S_ISGID) != 0 ? Groups::kNow : Groups::kOnDemand;
+  return outcome(as_caller(caller, groups, [&]() -> long {
+    if (file.open_fd >= 0) return ::fchmod(file.open_fd, mode);
+    return ::fchmodat(self_fds(), FdName{file.path_fd}.c_str(), mode, 0);
+  }));
+}
+
+Result<void> change_size(const FileRef& file, off_t size, const Caller& caller) {
+  return outcome(as_caller(caller, Groups::kOnDemand, [&]() -> long {
+    if (file.open_fd >= 0 && file.writable) return ::ftruncate(file.open_fd, size);
+    return ::truncate(FdName{file.path_fd}.absolute(), size);
+  }));
+}
+
+Result<void> change_times(const FileRef& file, const AttrChange& change, const Caller& caller) {
+  const struct timespec times[2] = {change.atime, change.mtime};
+  const int fd = file.path_fd >= 0 ? file.path_fd : file.open_fd;
+  return outcome(as_caller(caller, Groups::kOnDemand, [&]() -> long {
+    // Without glibc's check of the empty name.
+    return ::syscall(SYS_utimensat, fd, "", times, AT_EMPTY_PATH);
+  }));
+}
+
+bool is_acl(const char* name) { return std::strncmp(name, "system.posix_acl_", 17) == 0; }
+
+// Drops the names that begin with prefix from a NUL-separated list.
+std::string without(const std::string& list, std::string_view prefix) {
+  std::string kept;
+  for (std::size_t at = 0; at < list.size();) {
+    const std::size_t length = std::strlen(list.data() + at) + 1;
+    const std::string_view name{list.data() + at, length};
+    if (name.substr(0, prefix.size()) != prefix) kept += name;
+    at += length;
+  }
+  return kept;
+}
+
+}  // namespace
+
+Result<void> change_attributes(const FileRef& file, const AttrChange& change,
+                               const Caller& caller) {
+  if (change.owner) {
+    if (auto r = change_owner(file, change, caller); !r) return r;
+  }
+  if (change.mode) {
+    if (auto r = change_mode(file, *change.mode, caller); !r) return r;
+  }
+  if (change.size) {
+    if (auto r = change_size(file, *change.size, caller); !r) return r;
+  }
+  if (change.times) return change_times(file, change, caller);
+  return {};
+}
+
+Result<std::string> read_link(int path_fd) {
+  std::string text(PATH_MAX, '\0');
+  const ssize_t n = ::readlinkat(path_fd, "", text.data(), text.size());
+  if (n < 0) return last_errno();
+  text.resize(static_cast<std::size_t>(n));
+  return text;
+}
+
+Result<struct statvfs> file_system_of(int path_fd) {
+  struct statvfs sv {};
+  if (::fstatvfs(path_fd, &sv) < 0) return last_errno();
+  return sv;
+}
+
+Result<void> check_access(int path_fd, int mask, const Caller& caller) {
+  return outcome(as_caller(caller, Groups::kOnDemand, [&]() -> long {
+    // AT_EACCESS: with the ids just set, not the process's real ones.
+    return ::syscall(SYS_faccessat2, path_fd, "", mask, AT_EACCESS | AT_EMPTY_PATH);
+  }));
+}
+
+Result<std::size_t> get_xattr(int path_fd, const char* name, char* value, std::size_t size) {
+  become_daemon();
+  const ssize_t n = ::getxattr(FdName{path_fd}.absolute(), name, value, size);
+  if (n < 0) return last_errno();
+  return static_cast<std::size_t>(n);
+}
+
+Result<std::string> list_xattrs(int path_fd, const Caller& caller) {
+  std::string names;
+  for (;;) {
+    const auto size = as_caller(caller, Groups::kOnDemand, [&]() -> long {
+      return ::listxattr(FdName{path_fd}.absolute(), names.data(), names.size());
+    });
+    if (!size) {
+      // It grew between the two calls.
+      if (size.error() != errno_code(ERANGE) || names.size() >= XATTR_LIST_MAX) return size.error();
+      names.resize(XATTR_LIST_MAX);
+      continue;
+    }
+    const auto length = static_cast<std::size_t>(*size);
+    if (names.empty() && length != 0) {
+      names.resize(length);
+      continue;
+    }
+    names.resize(length);
+    return caller.uid == 0 ? names : without(names, "trusted.");
+  }
+}
+
+Result<void> set_xattr(int path_fd, const char* name, const char* value, std::size_t size,
+                       int flags, const Caller& caller) {
+  // An access ACL sets the mode, and with it may drop the set-group-ID bit.
+  const Groups groups = is_acl(name) ? Groups::kNow : Groups::kOnDemand;
+  return outcome(as_caller(caller, groups, [&]() -> long {
+    return ::setxattr(FdName{path_fd}.absolute(), name, value, size, flags);
+  }));
+}
+
+Result<void> remove_xattr(int path_fd, const char* name, const Caller& caller) {
+  return outcome(as_caller(caller, Groups::kOnDemand, [&]() -> long {
+    return ::removexattr(FdName{path_fd}.absolute(), name);
+  }));
+}
+
+}  // namespace latchfs::posix

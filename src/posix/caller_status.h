@@ -1,0 +1,32 @@
+// What /proc tells about the thread behind a request: the FUSE header carries uid and gid, but
+// neither supplementary groups nor capabilities.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "base/caller.h"
+#include "latchfs/result.h"
+
+namespace latchfs::posix {
+
+struct CallerStatus {
+  uid_t fsuid{};
+  gid_t fsgid{};
+  std::vector<gid_t> groups;
+  std::uint64_t effective_caps{};  // CapEff
+};
+
+// The text of /proc/TID/status (proc(5)). EINVAL if a line that is needed is missing or odd.
+[[nodiscard]] Result<CallerStatus> parse_status(std::string_view text);
+
+// Of a live thread. ESRCH if it is gone or if its ids are no longer the request's: the thread may
+// have died and its number been taken by somebody else's.
+// Capabilities are zero unless it lives in the daemon's user namespace: elsewhere they mean
+// nothing here.
+[[nodiscard]] Result<CallerStatus> status_of(const Caller& caller);
+
+}  // namespace latchfs::posix

@@ -1,0 +1,56 @@
+// Acting on the backing directory as the user who asked, so that its kernel decides and records
+// owners as if he had called it himself.
+//
+// Linux keeps identities per thread (setfsuid(2), raw setgroups(2), capset(2)); glibc's wrappers
+// would change all threads. What a thread is stays until it must be something else, because a
+// change costs microseconds: code that needs the daemon's own rights says become_daemon() first,
+// code that needs the caller's says as_caller(). A forgotten become_daemon() fails closed (EACCES).
+//
+// A daemon that is not root acts as itself always; only the umask follows the caller.
+#pragma once
+
+#include <cerrno>
+#include <cstdint>
+#include <utility>
+
+#include "base/caller.h"
+#include "latchfs/result.h"
+
+namespace latchfs::posix {
+
+// Supplementary groups cost a read of /proc. kOnDemand tries without them and again with them if
+// that was refused; kNow is for calls whose *success* depends on them (set-group-ID bits).
+enum class Groups : std::uint8_t { kOnDemand, kNow };
+
+// The daemon itself: root's file capabilities are in force (open_by_handle_at, any lookup).
+void become_daemon() noexcept;
+
+// This thread's umask from now on; the first call unshares it from the other threads' (CLONE_FS).
+Result<void> set_umask(mode_t mask) noexcept;
+
+namespace detail {
+// EOVERFLOW for ids that the daemon's user namespace does not know.
+Result<void> become(const Caller& caller, Groups groups) noexcept;
+// Adds what the caller's thread has besides uid and gid. False: nothing was to be added.
+bool add_groups(const Caller& caller) noexcept;
+void drop_groups() noexcept;
+}  // namespace detail
+
+// Runs `call` (returns -1 with errno, or a value) as the caller. It may be run twice, so it must
+// be one system call that fails as a whole.
+template <class Call>
+[[nodiscard]] Result<long> as_caller(const Caller& caller, Groups groups, Call&& call) {
+  if (auto ready = detail::become(caller, groups); !ready) return ready.error();
+  long value = call();
+  int err = errno;
+  const bool refused = value < 0 && (err == EACCES || err == EPERM);
+  if (refused && groups == Groups::kOnDemand && detail::add_groups(caller)) {
+    value = call();
+    err = errno;
+  }
+  detail::drop_groups();
+  if (value < 0) return errno_code(err);
+  return value;
+}
+
+}  // namespace latchfs::posix

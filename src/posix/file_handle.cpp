@@ -1,0 +1,72 @@
+#include "posix/file_handle.h"
+
+#include <fcntl.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace latchfs::posix {
+namespace {
+
+// struct file_handle ends in a flexible array; this gives it room.
+struct alignas(struct file_handle) HandleBuffer {
+  unsigned char raw[sizeof(struct file_handle) + MAX_HANDLE_SZ]{};
+  struct file_handle* get() noexcept {
+    return reinterpret_cast<struct file_handle*>(raw);
+  }
+  unsigned char* bytes() noexcept { return raw + sizeof(struct file_handle); }
+};
+
+}  // namespace
+
+Result<FileHandle> FileHandle::of(int fd) noexcept {
+  HandleBuffer buffer;
+  buffer.get()->handle_bytes = kMostBytes;
+  int mount_id = 0;
+  if (::name_to_handle_at(fd, "", buffer.get(), &mount_id, AT_EMPTY_PATH) != 0) {
+    return last_errno();
+  }
+  FileHandle handle;
+  handle.type_ = buffer.get()->handle_type;
+  handle.size_ = static_cast<std::uint8_t>(buffer.get()->handle_bytes);
+  std::memcpy(handle.bytes_.data(), buffer.bytes(), handle.size_);
+  return handle;
+}
+
+Result<FileHandle> FileHandle::ext_wildcard(std::uint64_t ino) noexcept {
+  constexpr std::int32_t kIno32Gen = 1;  // FILEID_INO32_GEN, linux/exportfs.h
+  if (ino > UINT32_MAX) return errno_code(EOVERFLOW);
+  const std::uint32_t words[2] = {static_cast<std::uint32_t>(ino), 0};
+  FileHandle handle;
+  handle.type_ = kIno32Gen;
+  handle.size_ = sizeof words;
+  std::memcpy(handle.bytes_.data(), words, sizeof words);
+  return handle;
+}
+
+Result<UniqueFd> FileHandle::open(int mount) const noexcept {
+  if (empty()) return errno_code(ESTALE);
+  HandleBuffer buffer;
+  buffer.get()->handle_type = type_;
+  buffer.get()->handle_bytes = size_;
+  std::memcpy(buffer.bytes(), bytes_.data(), size_);
+  const int fd = ::open_by_handle_at(mount, buffer.get(), O_PATH | O_NOFOLLOW | O_CLOEXEC);
+  if (fd < 0) return last_errno();
+  return UniqueFd{fd};
+}
+
+std::uint32_t FileHandle::hash() const noexcept {
+  const std::uint32_t mixed = hash32(bytes_.data(), size_) + static_cast<std::uint32_t>(type_);
+  return mixed != 0 ? mixed : 1;
+}
+
+// FNV-1a in 64 bits, folded.
+std::uint32_t hash32(const void* bytes, std::size_t size) noexcept {
+  std::uint64_t h = 0xcbf29ce484222325ULL;
+  const auto* at = static_cast<const unsigned char*>(bytes);
+  for (std::size_t i = 0; i < size; ++i) h = (h ^ at[i]) * 0x100000001b3ULL;
+  const auto folded = static_cast<std::uint32_t>(h ^ (h >> 32));
+  return folded != 0 ? folded : 1;
+}
+
+}  // namespace latchfs::posix

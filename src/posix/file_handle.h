@@ -1,0 +1,53 @@
+// A file's name that outlives every rename: name_to_handle_at(2).
+//
+// A value of fixed size, because there is one for each inode the kernel knows. 35 bytes hold the
+// handles of ext4, xfs, tmpfs (8 to 12), btrfs (20) and zfs; file systems with longer ones (NFS,
+// FUSE) are served through descriptors.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "base/unique_fd.h"
+#include "latchfs/result.h"
+
+namespace latchfs::posix {
+
+class FileHandle {
+ public:
+  static constexpr std::size_t kMostBytes = 35;
+
+  // Of no file.
+  FileHandle() = default;
+
+  // EOPNOTSUPP where the file system gives none, EOVERFLOW where they are too long.
+  static Result<FileHandle> of(int fd) noexcept;
+
+  // The handle ext2, ext3 and ext4 accept for whatever lives under an inode number:
+  // FILEID_INO32_GEN with generation 0 (ext4_nfs_get_inode()). EOVERFLOW if ino does not fit.
+  static Result<FileHandle> ext_wildcard(std::uint64_t ino) noexcept;
+
+  // An O_PATH descriptor; mount is any ordinary descriptor on the file system. ESTALE if the file
+  // is gone; EPERM without CAP_DAC_READ_SEARCH.
+  [[nodiscard]] Result<UniqueFd> open(int mount) const noexcept;
+
+  [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
+
+  // For fuse_entry_param::generation: differs, but for one chance in 2^32, between two files that
+  // had the same inode number one after the other. Never 0.
+  [[nodiscard]] std::uint32_t hash() const noexcept;
+
+  bool operator==(const FileHandle&) const = default;
+
+ private:
+  std::int32_t type_{};
+  std::uint8_t size_{};
+  std::array<unsigned char, kMostBytes> bytes_{};
+};
+static_assert(sizeof(FileHandle) == 40, "one per inode: keep it small");
+
+// The same for file systems without handles: mixes any bytes. Never 0.
+[[nodiscard]] std::uint32_t hash32(const void* bytes, std::size_t size) noexcept;
+
+}  // namespace latchfs::posix

@@ -1,0 +1,91 @@
+#include "posix/file_io.h"
+
+#include <fcntl.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "posix/credentials.h"
+#include "posix/sys.h"
+
+namespace latchfs::posix {
+namespace {
+
+// A file opened with O_APPEND appends whatever pwrite's offset is, and an append-only one must be
+// opened so. When fcntl(F_SETFL) has changed the flag on the mount's description since, the
+// backing one follows.
+Result<void> follow_append(int fd, int flags) {
+  const int now = ::fcntl(fd, F_GETFL);
+  if (now < 0) return last_errno();
+  if (((now ^ flags) & O_APPEND) == 0) return {};
+  return done(::fcntl(fd, F_SETFL, (now & ~O_APPEND) | (flags & O_APPEND)));
+}
+
+int write_flags(int flags) {
+  if ((flags & O_SYNC) == O_SYNC) return RWF_SYNC;
+  return (flags & O_DSYNC) != 0 ? RWF_DSYNC : 0;
+}
+
+}  // namespace
+
+Result<std::size_t> write_at(int fd, const char* data, std::size_t size, off_t offset, int flags,
+                             bool keep_groups, const Caller& caller) {
+  if (auto r = follow_append(fd, flags); !r) return r.error();
+  const struct iovec all { const_cast<char*>(data), size };
+  const auto written =
+      as_caller(caller, keep_groups ? Groups::kNow : Groups::kOnDemand, [&]() -> long {
+        ssize_t n = 0;
+        do {
+          n = ::pwritev2(fd, &all, 1, offset, write_flags(flags));
+        } while (n < 0 && errno == EINTR);
+        return n;
+      });
+  if (!written) return written.error();
+  return static_cast<std::size_t>(*written);
+}
+
+Result<std::size_t> read_at(int fd, char* data, std::size_t size, off_t offset) {
+  std::size_t total = 0;
+  while (total < size) {
+    const ssize_t n = ::pread(fd, data + total, size - total, offset + static_cast<off_t>(total));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && total == 0) return last_errno();
+    if (n <= 0) break;
+    total += static_cast<std::size_t>(n);
+  }
+  return total;
+}
+
+Result<void> allocate(int fd, int mode, off_t offset, off_t length, const Caller& caller) {
+  return as_caller(caller, Groups::kOnDemand,
+                   [&]() -> long { return ::fallocate(fd, mode, offset, length); })
+      .error();
+}
+
+Result<std::size_t> copy_range(int from, off_t from_offset, int to, off_t to_offset,
+                               std::size_t size, unsigned flags, const Caller& caller) {
+  const auto copied = as_caller(caller, Groups::kOnDemand, [&]() -> long {
+    off64_t in = from_offset;
+    off64_t out = to_offset;
+    return ::copy_file_range(from, &in, to, &out, size, flags);
+  });
+  if (!copied) return copied.error();
+  return static_cast<std::size_t>(*copied);
+}
+
+Result<void> sync_file(int fd, bool data_only) {
+  return done(data_only ? ::fdatasync(fd) : ::fsync(fd));
+}
+
+Result<void> flush_file(int fd) {
+  const int copy = ::fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  if (copy < 0) return {};  // out of descriptors: the real close will say
+  return done(::close(copy));
+}
+
+Result<off_t> seek_file(int fd, off_t offset, int whence) {
+  const off_t at = ::lseek(fd, offset, whence);
+  if (at < 0) return last_errno();
+  return at;
+}
+
+}  // namespace latchfs::posix

@@ -1,0 +1,500 @@
+#include "posix/inode_table.h"
+
+#include <fcntl.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "posix/credentials.h"
+#include "posix/sys.h"
+
+namespace latchfs::posix {
+namespace {
+
+constexpr std::size_t kMostPins = 4096;
+constexpr std::uint32_t kIdleTicks = 2;
+constexpr auto kTick = std::chrono::seconds{1};
+
+std::size_t default_pins() {
+  struct rlimit limit {};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 256;
+  return std::min<std::size_t>(limit.rlim_cur / 4, kMostPins);
+}
+
+// What tells an inode number's users apart where there are no handles.
+std::uint32_t birth_of(int fd) {
+  struct statx sx {};
+  if (::statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &sx) != 0 || (sx.stx_mask & STATX_BTIME) == 0) {
+    return 1;
+  }
+  const std::int64_t words[2] = {sx.stx_btime.tv_sec, sx.stx_btime.tv_nsec};
+  return hash32(words, sizeof words);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<InodeTable>> InodeTable::create(UniqueFd root, Options options) {
+  const auto st = stat_of(root.get());
+  if (!st) return st.error();
+  if (!S_ISDIR(st->st_mode)) return errno_code(ENOTDIR);
+  if (options.max_pins == 0) options.max_pins = default_pins();
+  std::unique_ptr<InodeTable> table{new InodeTable{std::move(root), *st, options}};
+  if (auto slot = table->devices_.slot_of(st->st_dev, table->root_->fd.get()); !slot) {
+    return slot.error();
+  }
+  table->janitor_ = std::thread{[raw = table.get()] { raw->run_janitor(); }};
+  return table;
+}
+
+InodeTable::InodeTable(UniqueFd root, const struct stat& st, Options options)
+    : root_{std::make_shared<const Pin>(Pin{std::move(root), file_id(st), S_IFDIR})},
+      options_{options},
+      pins_per_shard_{std::max<std::size_t>(1, options.max_pins / kShards)},
+      devices_{options.use_handles} {}
+
+InodeTable::~InodeTable() {
+  {
+    const MutexLock hold{janitor_mu_};
+    stopping_ = true;
+  }
+  janitor_cv_.notify_all();
+  if (janitor_.joinable()) janitor_.join();
+}
+
+void InodeTable::unlink_locked(Shard& shard, Inode& inode) {
+  (inode.newer != nullptr ? inode.newer->older : shard.newest) = inode.older;
+  (inode.older != nullptr ? inode.older->newer : shard.oldest) = inode.newer;
+  inode.newer = inode.older = nullptr;
+  --shard.pins;
+}
+
+void InodeTable::push_locked(Shard& shard, Inode& inode) {
+  inode.older = shard.newest;
+  (shard.newest != nullptr ? shard.newest->newer : shard.oldest) = &inode;
+  shard.newest = &inode;
+  ++shard.pins;
+}
+
+void InodeTable::touch_locked(Shard& shard, Inode& inode) {
+  inode.used_at = tick_.load(std::memory_order_relaxed);
+  if (inode.kept || shard.newest == &inode) return;
+  unlink_locked(shard, inode);
+  push_locked(shard, inode);
+}
+
+PinPtr InodeTable::set_pin_locked(Shard& shard, Inode& inode, PinPtr pin) {
+  inode.pin = std::move(pin);
+  if (inode.name) inode.name->last = inode.pin;
+  inode.used_at = tick_.load(std::memory_order_relaxed);
+  push_locked(shard, inode);
+  if (shard.pins <= pins_per_shard_) return nullptr;
+  Inode& victim = *shard.oldest;
+  unlink_locked(shard, victim);
+  return std::move(victim.pin);
+}
+
+Result<PinPtr> InodeTable::pin(std::uint64_t node) {
+  if (node == NodeIds::kRoot) return root_;
+  Shard& shard = shard_of(node);
+  {
+    const MutexLock hold{shard.mu};
+    const auto it = shard.inodes.find(node);
+    if (it == shard.inodes.end()) return errno_code(ESTALE);
+    if (it->second.pin) {
+      touch_locked(shard, it->second);
+      return it->second.pin;
+    }
+  }
+  return repin(node);
+}
+
+Result<PinPtr> InodeTable::repin(std::uint64_t node) {
+  Shard& shard = shard_of(node);
+  FileHandle handle;
+  FileId id;
+  mode_t type{};
+  {
+    const MutexLock hold{shard.mu};
+    const auto it = shard.inodes.find(node);
+    if (it == shard.inodes.end()) return errno_code(ESTALE);
+    if (it->second.pin) return it->second.pin;
+    if (it->second.name) {
+      if (PinPtr last = it->second.name->last.lock()) return last;
+    }
+    handle = it->second.handle;
+    id = it->second.id;
+    type = it->second.type;
+  }
+  become_daemon();
+  const unsigned slot = devices_.find(static_cast<dev_t>(id.dev));
+  Result<UniqueFd> fd = errno_code(ESTALE);
+  if (slot != Devices::kMost && devices_.at(slot).has_handles()) {
+    fd = handle.open(devices_.at(slot).mount.get());
+    if (!fd && (fd.error() == errno_code(EMFILE) || fd.error() == errno_code(ENFILE))) {
+      shed();
+      fd = handle.open(devices_.at(slot).mount.get());
+    }
+  } else {
+    fd = open_by_name(node, id);
+  }
+  if (!fd) return fd.error();
+  auto fresh = std::make_shared<const Pin>(Pin{std::move(*fd), id, type});
+  PinPtr victim;
+  const MutexLock hold{shard.mu};
+  const auto it = shard.inodes.find(node);
+  // Forgotten meanwhile, or its number has a new file: the pin serves this caller only.
+  if (it == shard.inodes.end() || it->second.handle != handle) return PinPtr{fresh};
+  if (it->second.pin) return it->second.pin;
+  victim = set_pin_locked(shard, it->second, fresh);
+  if (janitor_idle_.load(std::memory_order_relaxed)) janitor_cv_.notify_one();
+  return PinPtr{fresh};
+}
+
+Result<UniqueFd> InodeTable::open_at(int dir, const char* name, int flags) {
+  for (bool again = true;; again = false) {
+    const int fd = ::openat(dir, name, flags | O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0) return UniqueFd{fd};
+    if (!again || (errno != EMFILE && errno != ENFILE)) return last_errno();
+    shed();
+  }
+}
+
+// Up to the nearest ancestor that has a descriptor, then down again by name. No recursion: trees
+// can be deeper than the stack of a worker allows.
+Result<UniqueFd> InodeTable::open_by_name(std::uint64_t node, FileId id) {
+  struct Step {
+    std::string name;
+    FileId id;
+  };
+  std::vector<Step> steps;
+  PinPtr from;
+  constexpr std::size_t kDeepest = 4096;  // a parent cycle of stale names ends here
+  for (std::uint64_t at = node; !from;) {
+    if (at == NodeIds::kRoot) {
+      from = root_;
+      break;
+    }
+    Shard& shard = shard_of(at);
+    const MutexLock hold{shard.mu};
+    const auto it = shard.inodes.find(at);
+    if (it == shard.inodes.end() || steps.size() > kDeepest) return errno_code(ESTALE);
+    if (it->second.pin && at != node) {
+      from = it->second.pin;
+    } else if (it->second.name) {
+      steps.push_back({it->second.name->name, it->second.id});
+      at = it->second.name->parent;
+    } else {
+      return errno_code(ESTALE);
+    }
+  }
+  UniqueFd fd;
+  int dir = from->fd.get();
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    auto next = open_at(dir, step->name.c_str(), 0);
+    if (!next) return next.error() == errno_code(ENOENT) ? errno_code(ESTALE) : next.error();
+    const auto st = stat_of(next->get());
+    if (!st) return st.error();
+    if (file_id(*st) != step->id) return errno_code(ESTALE);
+    fd = std::move(*next);
+    dir = fd.get();
+  }
+  if (!fd || steps.empty() || steps.front().id != id) return errno_code(ESTALE);
+  return fd;
+}
+
+Result<InodeTable::Identity> InodeTable::identify(int fd) {
+  Identity found;
+  const auto st = stat_of(fd);
+  if (!st) return st.error();
+  found.attr = *st;
+  if (file_id(*st) == root_->id) {
+    found.node = NodeIds::kRoot;
+    found.generation = 1;
+    return found;
+  }
+  const auto slot = devices_.slot_of(st->st_dev, fd);
+  found.slot = slot ? *slot : NodeIds::kDealtSlot;
+  found.node = ids_.node_of(found.slot, file_id(*st));
+  const auto handle = FileHandle::of(fd);
+  if (handle) found.handle = *handle;
+  found.generation = handle ? handle->hash() : birth_of(fd);
+  return found;
+}
+
+Result<Entry> InodeTable::adopt(UniqueFd fd, std::uint64_t parent, std::string_view name) {
+  auto found = identify(fd.get());
+  if (!found) return found.error();
+  Entry entry{found->node, found->generation, file_id(found->attr), found->attr};
+  show(entry.attr);
+  if (found->node == NodeIds::kRoot) return entry;
+
+  const bool by_handle =
+      found->slot != NodeIds::kDealtSlot && devices_.at(found->slot).has_handles();
+  const mode_t type = found->attr.st_mode & S_IFMT;
+  auto pin = std::make_shared<const Pin>(Pin{std::move(fd), entry.id, type});
+  auto hint = by_handle ? nullptr : std::make_unique<Name>(Name{parent, std::string{name}});
+  PinPtr old;
+  PinPtr victim;
+  Shard& shard = shard_of(found->node);
+  const MutexLock hold{shard.mu};
+  const auto [it, fresh] = shard.inodes.try_emplace(found->node);
+  Inode& inode = it->second;
+  // The number names a new file now: the kernel tells the old one by its generation.
+  const bool rebound =
+      !fresh && (inode.generation != found->generation || inode.handle != found->handle);
+  if (rebound && inode.pin) {
+    if (!inode.kept) unlink_locked(shard, inode);
+    inode.kept = false;
+    old = std::move(inode.pin);
+  }
+  if (fresh || rebound) {
+    inode.node = found->node;
+    inode.id = entry.id;
+    inode.handle = found->handle;
+    inode.generation = found->generation;
+    inode.type = type;
+  }
+  ++inode.references;
+  if (hint) {
+    if (inode.name) hint->last = std::move(inode.name->last);
+    inode.name = std::move(hint);
+  }
+  if (inode.pin) {
+    touch_locked(shard, inode);
+  } else {
+    victim = set_pin_locked(shard, inode, std::move(pin));
+    if (janitor_idle_.load(std::memory_order_relaxed)) janitor_cv_.notify_one();
+  }
+  return entry;
+}
+
+Result<Entry> InodeTable::lookup(std::uint64_t parent, const char* name) {
+  if (std::strcmp(name, ".") == 0) return self(parent);
+  if (std::strcmp(name, "..") == 0) return parent_of(parent);
+  if (std::strchr(name, '/') != nullptr || *name == '\0') return errno_code(EINVAL);
+  const auto dir = pin(parent);
+  if (!dir) return dir.error();
+  become_daemon();
+  auto fd = open_at((*dir)->fd.get(), name, 0);
+  if (!fd) return fd.error();
+  return adopt(std::move(*fd), parent, name);
+}
+
+Result<Entry> InodeTable::self(std::uint64_t node) {
+  if (node == NodeIds::kRoot) {
+    const auto st = stat_of(root_->fd.get());
+    if (!st) return st.error();
+    Entry entry{node, 1, root_->id, *st};
+    show(entry.attr);
+    return entry;
+  }
+  Entry entry;
+  {
+    // Reference first: a FORGET may be on its way.
+    Shard& shard = shard_of(node);
+    const MutexLock hold{shard.mu};
+    const auto it = shard.inodes.find(node);
+    if (it != shard.inodes.end()) {
+      ++it->second.references;
+      entry.node = node;
+      entry.generation = it->second.generation;
+      entry.id = it->second.id;
+    }
+  }
+  if (entry.node == 0) return unknown_self(node);
+  const auto known = pin(node);
+  auto st = known ? stat_of((*known)->fd.get()) : Result<struct stat>{known.error()};
+  if (!st) {
+    forget(node, 1);
+    return st.error();
+  }
+  entry.attr = *st;
+  show(entry.attr);
+  return entry;
+}
+
+Result<Entry> InodeTable::unknown_self(std::uint64_t node) {
+  const unsigned slot = NodeIds::slot_of(node);
+  if (!NodeIds::possible(node) || slot >= devices_.size()) return errno_code(ESTALE);
+  const Device& device = devices_.at(slot);
+  if (!device.has_handles()) return errno_code(ESTALE);
+  const auto handle = FileHandle::ext_wildcard(NodeIds::ino_of(node));
+  if (!handle) return errno_code(ESTALE);
+  become_daemon();
+  auto fd = handle->open(device.mount.get());
+  if (!fd) return errno_code(ESTALE);
+  const auto st = stat_of(fd->get());
+  if (!st || st->st_dev != device.dev || st->st_ino != NodeIds::ino_of(node)) {
+    return errno_code(ESTALE);
+  }
+  if (S_ISDIR(st->st_mode)) {
+    if (auto below = check_below_root(fd->get()); !below) return below.error();
+  }
+  return adopt(std::move(*fd), 0, {});
+}
+
+Result<Entry> InodeTable::parent_of(std::uint64_t node) {
+  if (node == NodeIds::kRoot) return self(node);
+  auto held = self(node);  // known or not
+  if (!held) return held.error();
+  const auto dir = pin(node);
+  forget(node, 1);
+  if (!dir) return dir.error();
+  become_daemon();
+  if (auto below = check_below_root((*dir)->fd.get()); !below) return below.error();
+  auto up = open_at((*dir)->fd.get(), "..", O_DIRECTORY);
+  if (!up) return up.error();
+  return adopt(std::move(*up), 0, {});
+}
+
+Result<void> InodeTable::check_below_root(int dir) {
+  UniqueFd up;
+  FileId before{};
+  for (int at = dir;;) {
+    const auto st = stat_of(at);
+    if (!st) return st.error();
+    if (file_id(*st) == root_->id) return {};
+    if (file_id(*st) == before) return errno_code(ESTALE);  // "/": came by another way
+    before = file_id(*st);
+    auto next = open_at(at, "..", O_DIRECTORY);
+    if (!next) return next.error();
+    up = std::move(*next);
+    at = up.get();
+  }
+}
+
+void InodeTable::forget(std::uint64_t node, std::uint64_t count) noexcept {
+  Shard& shard = shard_of(node);
+  PinPtr pin;
+  decltype(shard.inodes)::node_type gone;
+  {
+    const MutexLock hold{shard.mu};
+    const auto it = shard.inodes.find(node);
+    if (it == shard.inodes.end()) return;
+    Inode& inode = it->second;
+    inode.references -= std::min(inode.references, count);
+    if (inode.references != 0) return;
+    if (inode.pin && !inode.kept) unlink_locked(shard, inode);
+    pin = std::move(inode.pin);
+    gone = shard.inodes.extract(it);
+  }
+  if (NodeIds::dealt(node)) ids_.release(gone.mapped().id);
+}
+
+std::uint64_t InodeTable::known(const struct stat& st) {
+  if (file_id(st) == root_->id) return NodeIds::kRoot;
+  const unsigned slot = devices_.find(st.st_dev);
+  const FileId id = file_id(st);
+  if (!NodeIds::fits(slot, id.ino)) return 0;
+  const std::uint64_t node = ids_.node_of(slot, id);
+  Shard& shard = shard_of(node);
+  const MutexLock hold{shard.mu};
+  return shard.inodes.count(node) != 0 ? node : 0;
+}
+
+void InodeTable::removed(UniqueFd fd, const struct stat& st) {
+  const std::uint64_t node = known(st);
+  if (node == 0 || node == NodeIds::kRoot) return;
+  const bool keep = !S_ISREG(st.st_mode) || st.st_blocks == 0 || !has_handles(st.st_dev);
+  auto pin = std::make_shared<const Pin>(Pin{std::move(fd), file_id(st), st.st_mode & S_IFMT});
+  PinPtr old;
+  Shard& shard = shard_of(node);
+  const MutexLock hold{shard.mu};
+  const auto it = shard.inodes.find(node);
+  if (it == shard.inodes.end()) return;
+  Inode& inode = it->second;
+  if (inode.pin && !inode.kept) unlink_locked(shard, inode);
+  old = std::move(inode.pin);
+  inode.kept = keep;
+  if (keep) inode.pin = std::move(pin);
+}
+
+void InodeTable::renamed(std::uint64_t node, std::uint64_t parent, std::string_view name) {
+  if (node == 0 || node == NodeIds::kRoot) return;
+  auto hint = std::make_unique<Name>(Name{parent, std::string{name}});
+  Shard& shard = shard_of(node);
+  const MutexLock hold{shard.mu};
+  const auto it = shard.inodes.find(node);
+  if (it == shard.inodes.end() || !it->second.name) return;
+  hint->last = std::move(it->second.name->last);
+  it->second.name = std::move(hint);
+}
+
+bool InodeTable::has_handles(dev_t dev) const noexcept {
+  const unsigned slot = devices_.find(dev);
+  return slot != Devices::kMost && devices_.at(slot).has_handles();
+}
+
+std::uint64_t InodeTable::shown_ino(dev_t dev, std::uint64_t ino) const noexcept {
+  if (static_cast<std::uint64_t>(dev) == root_->id.dev) return ino;
+  const unsigned slot = devices_.find(dev);
+  if (!NodeIds::fits(slot, ino)) return ino;
+  return (static_cast<std::uint64_t>(slot) << NodeIds::kInoBits) | ino;
+}
+
+void InodeTable::show(struct stat& st) const noexcept {
+  st.st_ino = shown_ino(st.st_dev, st.st_ino);
+}
+
+InodeTable::Counts InodeTable::counts() {
+  Counts sum;
+  for (Shard& shard : shards_) {
+    const MutexLock hold{shard.mu};
+    sum.inodes += shard.inodes.size();
+    sum.pins += shard.pins;
+  }
+  return sum;
+}
+
+// Out of descriptors: half of each shard's go.
+void InodeTable::shed() noexcept {
+  for (Shard& shard : shards_) {
+    std::array<PinPtr, 32> gone;
+    const MutexLock hold{shard.mu};
+    const std::size_t most = std::min(gone.size(), (shard.pins + 1) / 2);
+    for (std::size_t i = 0; i < most; ++i) {
+      Inode& victim = *shard.oldest;
+      unlink_locked(shard, victim);
+      gone[i] = std::move(victim.pin);
+    }
+  }
+}
+
+void InodeTable::sweep(std::uint32_t idle_ticks) noexcept {
+  const std::uint32_t now = tick_.load(std::memory_order_relaxed);
+  for (Shard& shard : shards_) {
+    for (bool more = true; more;) {
+      std::array<PinPtr, 32> gone;
+      std::size_t count = 0;
+      const MutexLock hold{shard.mu};
+      while (count < gone.size() && shard.oldest != nullptr &&
+             now - shard.oldest->used_at >= idle_ticks && !shard.oldest->name) {
+        Inode& victim = *shard.oldest;
+        unlink_locked(shard, victim);
+        gone[count++] = std::move(victim.pin);
+      }
+      more = count == gone.size();
+    }
+  }
+}
+
+void InodeTable::run_janitor() {
+  for (;;) {
+    const std::size_t pins = counts().pins;
+    {
+      const MutexLock hold{janitor_mu_};
+      if (stopping_) return;
+      janitor_idle_.store(pins == 0, std::memory_order_relaxed);
+      // A wake-up lost to the race with janitor_idle_ costs a late sweep, no more.
+      janitor_cv_.wait_for(janitor_mu_, pins == 0 ? 60 * kTick : kTick);
+      if (stopping_) return;
+      janitor_idle_.store(false, std::memory_order_relaxed);
+    }
+    tick_.fetch_add(1, std::memory_order_relaxed);
+    sweep(kIdleTicks);
+  }
+}
+
+}  // namespace latchfs::posix

@@ -1,0 +1,58 @@
+// Small helpers over system calls: errno becomes Result, and descriptors of this process get names
+// that path calls can use.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <array>
+#include <cstdint>
+
+#include "base/unique_fd.h"
+#include "latchfs/result.h"
+#include "latchfs/types.h"
+
+namespace latchfs::posix {
+
+// -1 and errno, or a value.
+[[nodiscard]] inline Result<long> checked(long value) {
+  if (value < 0) return last_errno();
+  return value;
+}
+[[nodiscard]] inline Result<void> done(long value) {
+  if (value < 0) return last_errno();
+  return {};
+}
+[[nodiscard]] inline Result<UniqueFd> opened(int fd) {
+  if (fd < 0) return last_errno();
+  return UniqueFd{fd};
+}
+
+// fstat that also takes O_PATH descriptors.
+[[nodiscard]] Result<struct stat> stat_of(int fd);
+
+[[nodiscard]] inline FileId file_id(const struct stat& st) {
+  return FileId{static_cast<std::uint64_t>(st.st_dev), static_cast<std::uint64_t>(st.st_ino)};
+}
+
+// Reaches the file behind a descriptor (O_PATH ones too) by a name, for the calls that have no
+// descriptor form: openat(self_fds(), FdName{fd}.c_str(), ...). Symlinks are not followed further:
+// the name leads to the very file. Any thread of the process may use it whatever its fsuid is
+// (proc_fd_permission() and ptrace_may_access() let a thread group see itself).
+class FdName {
+ public:
+  explicit FdName(int fd) noexcept;
+  // Relative to self_fds().
+  [[nodiscard]] const char* c_str() const noexcept { return text_.data() + kPrefix; }
+  // "/proc/self/fd/N", where the call takes no directory descriptor.
+  [[nodiscard]] const char* absolute() const noexcept { return text_.data(); }
+
+ private:
+  static constexpr std::size_t kPrefix = 14;  // "/proc/self/fd/"
+  std::array<char, kPrefix + 12> text_;
+};
+
+// An O_PATH descriptor of /proc/self/fd, opened on first use and again after a fork; -1 and errno
+// where /proc is not mounted.
+[[nodiscard]] int self_fds() noexcept;
+
+}  // namespace latchfs::posix
