@@ -54,7 +54,7 @@ Refusal set_text(std::string& out, const std::string& text, std::size_t most) {
 
 // A POSIX shared-memory name without its slash.
 Refusal set_table(std::string& out, const std::string& text) {
-  constexpr std::size_t kMost = 128;
+  constexpr std::size_t kMost = 64;
   const bool plain = std::all_of(text.begin(), text.end(), [](char ch) {
     return (ch >= 'a' && ch <= 'z') || (ch >= 'A' && ch <= 'Z') || (ch >= '0' && ch <= '9') ||
            ch == '.' || ch == '_' || ch == '-';
@@ -78,10 +78,11 @@ Refusal set_admin_group(Options& o, const std::string& text, const Environment& 
   return o.admin_gid ? Refusal{} : "names no group of this machine";
 }
 
-Refusal set_table_max(Options& o, const std::string& text) {
+Refusal set_table_max(Options& o, const std::string& text, const Environment& env) {
   const auto size = parse_size(text);
-  if (!size || *size < kTableMaxLeast || *size > kTableMaxMost) {
-    return "must be a size from 1M to 1024G, such as 512M";
+  if (!size || *size < env.table_max_least || *size > env.table_max_most) {
+    return fmt::format("must be a size from {} to {}, such as 512M",
+                       print_size(env.table_max_least), print_size(env.table_max_most));
   }
   o.table_max = *size;
   return {};
@@ -124,7 +125,7 @@ Refusal set_enforce(Options& o, const std::string& text) {
 
 Refusal set_max_locks(Options& o, const std::string& text) {
   const auto value = parse_number<std::uint64_t>(text);
-  if (!value || *value == 0) return "must be a number of at least 1";
+  if (!value) return "must be a number; 0 is no limit";
   o.max_locks_per_user = *value;
   return {};
 }
@@ -152,8 +153,7 @@ constexpr std::array<ValueOption, 17> kValueOptions{{
      }},
     {"table",
      [](Options& o, const std::string& v, const Environment&) { return set_table(o.table, v); }},
-    {"table_max",
-     [](Options& o, const std::string& v, const Environment&) { return set_table_max(o, v); }},
+    {"table_max", set_table_max},
     {"max_locks_per_user",
      [](Options& o, const std::string& v, const Environment&) { return set_max_locks(o, v); }},
     {"node_name", [](Options& o, const std::string& v,
@@ -300,6 +300,16 @@ std::optional<std::uint64_t> parse_size(std::string_view text) {
   return value << shift;
 }
 
+std::string print_size(std::uint64_t bytes) {
+  constexpr std::string_view kUnits = "KMGT";
+  std::string unit;
+  for (std::size_t i = 0; i < kUnits.size() && bytes != 0 && bytes % 1024 == 0; ++i) {
+    bytes /= 1024;
+    unit = kUnits[i];
+  }
+  return fmt::format("{}{}", bytes, unit);
+}
+
 Parsed parse_options(const std::vector<std::string>& args, const Environment& env) {
   Options o;
   o.node_name = env.hostname.empty() ? "localhost" : env.hostname;
@@ -347,8 +357,8 @@ latchfs options:
   admin_group=GROUP           name or number: members may do what root may
   control=NAME                name of the control directory (.locks)
   table=NAME                  shared lock table (one per backing file system)
-  table_max=SIZE              most memory the table may take: 512M, 4G
-  max_locks_per_user=N        ENOLCK beyond
+  table_max=SIZE              most memory the table may take (1G)
+  max_locks_per_user=N        ENOLCK beyond (1000000); 0: no limit
   node_name=NAME              this machine, as listings name it (host name)
   node_address=ADDRESS        (127.0.0.1)
   snapshots=GLOB              directories of the mount that are snapshots

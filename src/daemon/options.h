@@ -25,10 +25,10 @@ struct Options {
 
   Enforce enforce{Enforce::kAdvisory};
   std::optional<gid_t> admin_gid;
-  std::string control{".locks"};       // one path component
-  std::string table;                   // "": derived from the backing file system
-  std::uint64_t table_max{};           // bytes; 0: the store's default
-  std::uint64_t max_locks_per_user{};  // 0: no limit of its own
+  std::string control{".locks"};                    // one path component
+  std::string table;                                // "": derived from the backing file system
+  std::uint64_t table_max{};                        // bytes; 0: the store's default
+  std::optional<std::uint64_t> max_locks_per_user;  // 0: no limit
   std::string node_name;
   std::string node_address{"127.0.0.1"};
   std::string snapshots;  // a glob, "": none
@@ -61,10 +61,10 @@ struct Environment {
   // A group's number by name; nothing if there is no such group.
   std::function<std::optional<gid_t>(const std::string&)> group_by_name;
   std::string hostname;
+  // What the store can do with table_max, in bytes.
+  std::uint64_t table_max_least{};
+  std::uint64_t table_max_most{};
 };
-
-inline constexpr std::uint64_t kTableMaxLeast = std::uint64_t{1} << 20;  // 1 MiB
-inline constexpr std::uint64_t kTableMaxMost = std::uint64_t{1} << 40;   // 1 TiB
 
 // argv without the program's name.
 [[nodiscard]] Parsed parse_options(const std::vector<std::string>& args, const Environment& env);
@@ -72,6 +72,9 @@ inline constexpr std::uint64_t kTableMaxMost = std::uint64_t{1} << 40;   // 1 Ti
 // "4096", "64K", "512M", "4G": a number with an optional binary suffix (either case, optional
 // "iB"). Nothing if it is anything else or does not fit.
 [[nodiscard]] std::optional<std::uint64_t> parse_size(std::string_view text);
+
+// The same size in the largest unit that is exact: "64K", "1G", "100".
+[[nodiscard]] std::string print_size(std::uint64_t bytes);
 
 [[nodiscard]] std::string usage_text();
 

@@ -14,7 +14,7 @@ Environment test_environment() {
             if (name == "staff") return 50;
             return std::nullopt;
           },
-          "build7"};
+          "build7", std::uint64_t{1} << 20, std::uint64_t{1} << 40};
 }
 
 Options accept(const Args& args) {
@@ -186,6 +186,16 @@ TEST(ParseSize, TakesBinarySuffixes) {
   for (const char* text : {"", "K", "1KB", "1.5G", " 1", "1 ", "0x10", "1Q", "-1", "+1",
                            "18446744073709551616", "17592186044416M"}) {
     EXPECT_EQ(parse_size(text), std::nullopt) << text;
+  }
+}
+
+TEST(PrintSize, IsExactAndComesBack) {
+  EXPECT_EQ(print_size(0), "0");
+  EXPECT_EQ(print_size(1000), "1000");
+  EXPECT_EQ(print_size(64 << 10), "64K");
+  EXPECT_EQ(print_size(std::uint64_t{256} << 30), "256G");
+  for (const std::uint64_t size : {1ull, 4096ull, 4097ull, 1ull << 40, 1ull << 50}) {
+    EXPECT_EQ(parse_size(print_size(size)), size);
   }
 }
 
