@@ -151,7 +151,7 @@ TEST(Options, RefusesValuesOutOfBounds) {
                            "table_max=-1M",
                            "table_max=1MB",
                            "table_max=99999999999999999999",
-                           "max_locks_per_user=0",
+                           "max_locks_per_user=-1",
                            "max_locks_per_user=x",
                            "max_locks_per_user=",
                            "node_name=",
