@@ -65,8 +65,9 @@ struct FileRec {
   Ref oldest, newest;                  // ends of the list of holding owners
   Ref wait_head, wait_tail;            // waiters in order of arrival
   std::uint32_t grant_count, waiter_count, op_count;
-  std::uint32_t next_seq;  // of the next waiter
-  std::uint8_t reserve[44];
+  std::uint32_t next_seq;            // of the next waiter
+  std::uint32_t flock_waiter_count;  // of waiter_count
+  std::uint8_t reserve[40];
 };
 static_assert(sizeof(FileRec) == 128 && std::is_trivially_copyable_v<FileRec>,
               "changed? bump kTableFormat");

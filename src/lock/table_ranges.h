@@ -116,13 +116,14 @@ void LockTable<A>::set_grant_end(Ref o, Ref g, std::uint64_t end) {
   fx_.changed = true;
 }
 
-// The owner's first grant that ends at or after begin.
+// The owner's first grant that ends at or after begin: overlaps it or touches it from below.
 template <class A>
 Ref LockTable<A>::first_touching(Ref o, std::uint64_t begin) const {
   const Ref root = owner(o).grants;
-  const Ref g = OwnerGrants::floor(a_, root, begin);
+  if (begin == 0) return OwnerGrants::first(a_, root);
+  const Ref g = OwnerGrants::floor(a_, root, begin - 1);
   if (g != 0 && grant(g).end >= begin) return g;
-  return OwnerGrants::after(a_, root, begin);
+  return OwnerGrants::after(a_, root, begin - 1);
 }
 
 template <class A>

@@ -49,6 +49,7 @@ void LockTable<A>::push_waiter(Ref f, Ref o, std::uint64_t begin, std::uint64_t 
   }
   bump(ow.waiter_count, 1);
   bump(fr.waiter_count, 1);
+  if (ow.space == OwnerSpace::kFlock) bump(fr.flock_waiter_count, 1);
   bump(root_.waiter_count, 1);
   count_uid(ow.uid, 1);
   fx_.changed = true;
@@ -70,6 +71,7 @@ void LockTable<A>::take_from_queue(Ref w) {
   }
   bump(ow.waiter_count, -1);
   bump(f.waiter_count, -1);
+  if (ow.space == OwnerSpace::kFlock) bump(f.flock_waiter_count, -1);
   bump(root_.waiter_count, -1);
   count_uid(ow.uid, -1);
   fx_.changed = true;
@@ -157,11 +159,13 @@ void LockTable<A>::grant_waiters(Ref f, std::uint64_t begin, std::uint64_t end, 
       }
     }
     // An exclusive grant over all that anybody here waits for, by an owner that waits for nothing
-    // here: nobody behind can be granted. Keeps a long queue for one lock cheap.
+    // here: nobody of its kind behind can be granted. Keeps a long queue for one lock cheap.
     if (wall.mode == LockMode::kExclusive && wall.begin <= file(f).hull_begin &&
         wall.end >= file(f).hull_end && owner(wall.owner).waiter_count == 0 &&
         owner(wall.owner).space != OwnerSpace::kOp && !found.transient) {
-      break;
+      const bool flock = ow.space == OwnerSpace::kFlock;
+      const std::uint32_t flocks = file(f).flock_waiter_count;
+      if (flock ? flocks == file(f).waiter_count : flocks == 0) break;
     }
     w = next;
   }

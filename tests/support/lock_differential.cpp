@@ -1,6 +1,7 @@
 #include "support/lock_differential.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <memory>
 
@@ -77,6 +78,10 @@ std::optional<Difference> Differential::run(std::uint64_t seed, unsigned steps,
   if (culprit == nullptr) return std::nullopt;
   if (!oracle_is_sure(found.script, found.native)) {
     ++tally_.undetermined;
+    if (std::getenv("LATCHFS_VERBOSE") != nullptr) {
+      std::printf("undetermined, seed %llu:\n%s", static_cast<unsigned long long>(seed),
+                  render_script(found.script, found.native).c_str());
+    }
     return std::nullopt;
   }
   found.ground = culprit->name;

@@ -63,8 +63,8 @@ std::string RandomSteps::pick_file() {
 
 void RandomSteps::pick_range(Step& step) {
   const unsigned dice = below(100);
-  step.start = below(10);
-  step.len = 1 + below(5);
+  step.start = below(8);
+  step.len = 1 + below(6);
   if (dice < 6) {
     step.start = 0;
     step.len = 0;
@@ -89,7 +89,7 @@ void RandomSteps::make_open(Step& step) {
   step.verb = Verb::kOpen;
   step.slot = static_cast<char>('a' + below(3));
   step.file = pick_file();
-  step.flags = percent(80) ? "rw" : percent(45) ? "r" : percent(90) ? "w" : "r,path";
+  step.flags = percent(90) ? "rw" : percent(50) ? "r" : percent(80) ? "w" : "r,path";
   if (percent(10)) step.flags += ",cloexec";
 }
 
@@ -118,7 +118,7 @@ void RandomSteps::make_lock(Step& step, Process& process) {
   step.slot = pick_slot(process);
   if (step.kind != Kind::kFlock) pick_range(step);
   // The more wait, the more is given back.
-  const unsigned unlock_percent = 20 + 10 * waits();
+  const unsigned unlock_percent = 12 + 7 * waits();
   if (percent(unlock_percent)) {
     step.verb = Verb::kLock;
     step.mode = Mode::kUnlock;
@@ -148,30 +148,30 @@ bool RandomSteps::make_signal(Step& step) {
 // What is done less often than locking. False: lock instead.
 bool RandomSteps::make_rare(Step& step, Process& process) {
   const unsigned dice = below(100);
-  if (dice < 12) {
+  if (dice < 6) {
     make_open(step);
-  } else if (dice < 15) {
+  } else if (dice < 9) {
     step.verb = Verb::kDup;
     step.slot = pick_slot(process);
     step.other = static_cast<char>('a' + below(3));
-  } else if (dice < 21) {
+  } else if (dice < 13) {
     step.verb = Verb::kClose;
     step.slot = pick_slot(process);
-  } else if (dice < 25) {
+  } else if (dice < 18) {
     return make_signal(step);
-  } else if (dice < 27) {
+  } else if (dice < 20) {
     if (next_actor_ > 'Z' || processes_.size() >= kMost) return false;
     step.verb = Verb::kFork;
     step.other = next_actor_;
-  } else if (dice < 28) {
+  } else if (dice < 21) {
     step.verb = Verb::kExec;
-  } else if (dice < 30) {
+  } else if (dice < 23) {
     step.verb = percent(60) ? Verb::kKill : Verb::kExit;
-  } else if (dice < 32) {
+  } else if (dice < 25) {
     step.verb = percent(50) ? Verb::kSeek : Verb::kTrunc;
     step.slot = pick_slot(process);
     step.start = below(25);
-  } else if (dice < 36) {
+  } else if (dice < 29) {
     step.verb = Verb::kList;
     step.file = "f" + std::to_string(below(profile_.file_count));
   } else {

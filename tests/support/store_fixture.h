@@ -1,0 +1,85 @@
+// What store tests share: a sink that remembers, unique table names, a way to make each store.
+#pragma once
+
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "latchfs/lock_service.h"
+#include "store/memory/memory_store.h"
+#include "store/shm/shm_store.h"
+
+namespace latchfs::test {
+
+class RecordingSink final : public GrantSink {
+ public:
+  void granted(WaiterToken token) noexcept override { note(token, 0); }
+  void refused(WaiterToken token, int err) noexcept override { note(token, err); }
+
+  std::optional<int> outcome(std::uint64_t token) {
+    const std::lock_guard hold{mu_};
+    const auto it = over_.find(token);
+    if (it == over_.end()) return std::nullopt;
+    return it->second;
+  }
+  // Waits until the token is over; nullopt after a minute: hung.
+  std::optional<int> await(std::uint64_t token) {
+    std::unique_lock hold{mu_};
+    if (!changed_.wait_for(hold, std::chrono::seconds{60},
+                           [&] { return over_.count(token) != 0; })) {
+      return std::nullopt;
+    }
+    return over_[token];
+  }
+  std::vector<std::uint64_t> order() {
+    const std::lock_guard hold{mu_};
+    return order_;
+  }
+
+ private:
+  void note(WaiterToken token, int err) {
+    const std::lock_guard hold{mu_};
+    if (!over_.emplace(token.raw, err).second) ::abort();  // told twice
+    order_.push_back(token.raw);
+    changed_.notify_all();
+  }
+  std::mutex mu_;
+  std::condition_variable changed_;
+  std::map<std::uint64_t, int> over_;
+  std::vector<std::uint64_t> order_;
+};
+
+inline std::string unique_table() {
+  static std::atomic<int> n{0};
+  return "test-" + std::to_string(::getpid()) + "-" + std::to_string(n++) + "-" +
+         std::to_string(std::random_device{}());
+}
+
+inline std::unique_ptr<LockService> make_store(const std::string& kind, GrantSink& sink,
+                                               const std::string& table = unique_table()) {
+  if (kind == "memory") return make_memory_store(sink);
+  ShmStore::Options options;
+  options.table = table;
+  options.table_max = 256ULL << 20;
+  auto store = ShmStore::attach(options, sink);
+  if (!store) return nullptr;
+  return std::move(*store);
+}
+
+// Fixed seeds, and a fresh one a run that a failure prints.
+inline std::vector<std::uint64_t> seeds(std::vector<std::uint64_t> fixed = {1, 2, 3, 8812, 977}) {
+  if (const char* one = std::getenv("LATCHFS_SEED")) return {std::stoull(one)};
+  fixed.push_back(std::random_device{}());
+  return fixed;
+}
+
+}  // namespace latchfs::test
