@@ -265,6 +265,7 @@ Refusal check_together(Options& o, std::vector<std::string> places) {
   o.mountpoint = std::move(places[1]);
   if (o.source.empty()) return "SOURCE is empty";
   if (o.mountpoint.empty()) return "MOUNTPOINT is empty";
+  if (o.log == "stderr" && !o.foreground) return "log=stderr needs -f: a daemon has no terminal";
   if (o.allow_other && o.allow_root) return "allow_other and allow_root exclude each other";
   return {};
 }

@@ -131,6 +131,11 @@ TEST(Options, SaysWhatIsWrongInOneLine) {
   EXPECT_EQ(refusal_o("ro\\"), "'-o ro\\x5c' ends in a lone backslash");
 }
 
+TEST(Options, ADaemonsLogIsNotTheTerminal) {
+  EXPECT_EQ(refusal_o("log=stderr"), "log=stderr needs -f: a daemon has no terminal");
+  EXPECT_EQ(accept({"/src", "/mnt", "-f", "-o", "log=stderr"}).log, "stderr");
+}
+
 TEST(Options, RefusesValuesOutOfBounds) {
   for (const char* list : {"admin_group=nosuchgroup",
                            "admin_group=",

@@ -1,0 +1,39 @@
+#include "daemon/mount_config.h"
+
+#include <utility>
+
+namespace latchfs::daemon {
+
+fuse::MountConfig mount_config(const Options& o, Places places, std::string version) {
+  fuse::MountConfig config;
+  config.source = std::move(places.source);
+  config.source_path = std::move(places.source_path);
+  config.mountpoint = std::move(places.mountpoint);
+
+  config.options = o.mount_options;
+  const auto add = [&](bool wanted, const char* name) {
+    if (wanted) config.options.emplace_back(name);
+  };
+  add(o.read_only, "ro");
+  add(o.allow_other, "allow_other");
+  add(o.allow_root, "allow_root");
+  add(o.default_permissions, "default_permissions");
+  add(o.auto_unmount, "auto_unmount");
+  if (!o.fsname.empty()) config.options.push_back("fsname=" + o.fsname);
+  if (!o.subtype.empty()) config.options.push_back("subtype=" + o.subtype);
+
+  // Byte-range locks hold against reads and writes only where the daemon sees each of them.
+  config.mandatory = o.enforce == Enforce::kMandatory;
+  config.data_mode = config.mandatory ? fuse::DataMode::kDirect : fuse::DataMode::kCached;
+  config.timeouts = {
+      .entry = o.entry_timeout, .attr = o.attr_timeout, .negative = o.negative_timeout};
+  config.control_name = o.control;
+  config.admin_gid = o.admin_gid;
+  config.node_name = o.node_name;
+  config.node_address = o.node_address;
+  config.snapshots = o.snapshots;
+  config.version = std::move(version);
+  return config;
+}
+
+}  // namespace latchfs::daemon

@@ -1,0 +1,208 @@
+// The latchfs command as the shell, mount(8) and fstab use it. Needs root and /dev/fuse.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <string>
+
+namespace latchfs::daemon {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Outcome {
+  int status{};
+  std::string out, err;
+  [[nodiscard]] auto lines_of_err() const { return std::count(err.begin(), err.end(), '\n'); }
+};
+
+std::string text_of(const fs::path& path) {
+  std::ostringstream out;
+  out << std::ifstream{path}.rdbuf();
+  return out.str();
+}
+
+class Command : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const char* binary = std::getenv("LATCHFS_BIN");
+    ASSERT_TRUE(binary != nullptr && ::access(binary, X_OK) == 0) << "LATCHFS_BIN: build it first";
+    ASSERT_EQ(::access("/dev/fuse", R_OK | W_OK), 0) << "/dev/fuse is missing";
+    std::string name = (fs::temp_directory_path() / "latchfs-command-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(name.data()), nullptr);
+    dir_ = fs::canonical(name);
+    fs::permissions(dir_, fs::perms{0755});
+    for (const char* sub : {"src", "mnt", "bin"}) fs::create_directory(dir_ / sub);
+    std::ofstream{dir_ / "src/hello"} << "world\n";
+    // Where mount.fuse3 finds us, and whose processes we may look for.
+    fs::create_symlink(binary, dir_ / "bin/latchfs");
+    table_ = "command-" + std::to_string(::getpid()) + "-" + dir_.filename().string().substr(16);
+  }
+
+  void TearDown() override {
+    sh("umount -l " + q(mnt()) + " " + q(src()) + " 2>/dev/null");
+    fs::remove_all(dir_);
+  }
+
+  [[nodiscard]] fs::path src() const { return dir_ / "src"; }
+  [[nodiscard]] fs::path mnt() const { return dir_ / "mnt"; }
+  static std::string q(const fs::path& path) { return "'" + path.string() + "'"; }
+
+  // A line of shell in dir_, with latchfs on the PATH and its table in $T.
+  Outcome sh(const std::string& line) const {
+    std::ofstream{dir_ / "line"} << "cd " + q(dir_) + "; PATH=" + q(dir_ / "bin") +
+                                        ":$PATH; export PATH; T=table=" + table_ + "\n" + line +
+                                        "\n";
+    const std::string whole =
+        "sh " + q(dir_ / "line") + " >" + q(dir_ / "out") + " 2>" + q(dir_ / "err") + " </dev/null";
+    const int status = std::system(whole.c_str());  // NOLINT: the words are ours
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), text_of(dir_ / "out"),
+            text_of(dir_ / "err")};
+  }
+
+  // No latchfs daemon of ours is left: none has our table's name on its command line.
+  [[nodiscard]] bool daemon_gone() const {
+    for (int tries = 0; tries < 500; ++tries) {
+      if (sh("pgrep -f -- " + table_).status == 1) return true;
+      ::usleep(20'000);
+    }
+    return false;
+  }
+
+  fs::path dir_;
+  std::string table_;
+};
+
+TEST_F(Command, HelpAndVersionGoToStandardOutput) {
+  const Outcome help = sh("latchfs --help");
+  EXPECT_EQ(help.status, 0);
+  EXPECT_EQ(help.out.rfind("usage: latchfs SOURCE MOUNTPOINT", 0), 0u);
+  EXPECT_EQ(help.err, "");
+  const Outcome version = sh("latchfs --version");
+  EXPECT_EQ(version.status, 0);
+  EXPECT_EQ(version.out.rfind("latchfs ", 0), 0u);
+}
+
+TEST_F(Command, WrongUsageIsOneLineAndStatusTwo) {
+  for (const char* line : {"latchfs", "latchfs src", "latchfs src mnt -o bogus",
+                           "latchfs src mnt -o table_max=1", "latchfs src mnt extra",
+                           "latchfs src mnt -o admin_group=nosuchgroup", "latchfs src mnt -z"}) {
+    const Outcome got = sh(line);
+    EXPECT_EQ(got.status, 2) << line;
+    EXPECT_EQ(got.lines_of_err(), 1) << got.err;
+    EXPECT_EQ(got.err.rfind("latchfs: ", 0), 0u) << got.err;
+  }
+}
+
+TEST_F(Command, WrongPlacesAreOneLineAndStatusOne) {
+  for (const char* line :
+       {"latchfs none mnt", "latchfs src none", "latchfs src/hello mnt", "latchfs src src/hello",
+        "latchfs src mnt -o log=/no/such/directory/log", "latchfs none mnt -f"}) {
+    const Outcome got = sh(line);
+    EXPECT_EQ(got.status, 1) << line;
+    EXPECT_EQ(got.lines_of_err(), 1) << got.err;
+    EXPECT_EQ(got.err.rfind("latchfs: ", 0), 0u) << got.err;
+  }
+}
+
+TEST_F(Command, TheNextShellLineCanUseTheMount) {
+  const Outcome got = sh("latchfs src mnt -o $T && cat mnt/hello && cat mnt/.locks/list");
+  EXPECT_EQ(got.status, 0) << got.err;
+  EXPECT_EQ(got.out.rfind("world\n{\"grants\": [", 0), 0u) << got.out;
+  EXPECT_EQ(got.err, "");
+  EXPECT_EQ(sh("findmnt -no FSTYPE,SOURCE --mountpoint mnt").out,
+            "fuse.latchfs " + src().string() + "\n");
+  EXPECT_EQ(sh("umount mnt").status, 0);
+  EXPECT_TRUE(daemon_gone());
+}
+
+TEST_F(Command, FusermountEndsIt) {
+  ASSERT_EQ(sh("latchfs src mnt -o $T").status, 0);
+  EXPECT_EQ(sh("fusermount3 -u mnt").status, 0);
+  EXPECT_TRUE(daemon_gone());
+}
+
+TEST_F(Command, MountsOverItself) {
+  const Outcome got = sh("latchfs src src -o $T && cat src/hello && echo more > src/new");
+  EXPECT_EQ(got.status, 0) << got.err;
+  EXPECT_EQ(got.out, "world\n");
+  EXPECT_EQ(sh("umount src && cat src/new").out, "more\n");
+  EXPECT_TRUE(daemon_gone());
+}
+
+TEST_F(Command, TermAndIntUnmountAndEndWithZero) {
+  for (const char* sig : {"TERM", "INT", "HUP"}) {
+    const Outcome got = sh(std::string{"latchfs src mnt -f -o $T & pid=$!\n"
+                                       "until [ -e mnt/hello ]; do sleep 0.02; done\n"
+                                       "kill -"} +
+                           sig + " $pid; wait $pid; s=$?; ls mnt; exit $s");
+    EXPECT_EQ(got.status, 0) << sig << got.err;
+    EXPECT_EQ(got.out, "") << sig;
+  }
+}
+
+TEST_F(Command, TheDaemonKeepsNeitherTerminalNorDirectory) {
+  // A pipe's reader sees the end only when nobody holds the other side.
+  const Outcome got =
+      sh("latchfs src mnt -o $T 2>&1 | cat; "
+         "d=/proc/$(pgrep -f -- " +
+         table_ + "); readlink $d/cwd $d/fd/0 $d/fd/2");
+  EXPECT_EQ(got.out, "/\n/dev/null\n/dev/null\n");
+}
+
+TEST_F(Command, WorksThroughMount) {
+  const Outcome got = sh(
+      "mount -t fuse.latchfs src mnt -o $T,admin_group=0,noatime,x-test,nofail && cat mnt/hello");
+  EXPECT_EQ(got.status, 0) << got.err;
+  EXPECT_EQ(got.out, "world\n");
+  const Outcome options = sh("findmnt -no FSTYPE,OPTIONS --mountpoint mnt");
+  EXPECT_EQ(options.out.rfind("fuse.latchfs rw,", 0), 0u) << options.out;
+  EXPECT_NE(options.out.find("noatime"), std::string::npos) << options.out;
+  EXPECT_NE(options.out.find("allow_other"), std::string::npos) << options.out;
+  EXPECT_NE(options.out.find("default_permissions"), std::string::npos) << options.out;
+  EXPECT_EQ(sh("umount mnt").status, 0);
+  EXPECT_TRUE(daemon_gone());
+}
+
+TEST_F(Command, WorksFromFstab) {
+  std::ofstream{dir_ / "fstab"} << src().string() << " " << mnt().string()
+                                << " fuse.latchfs table=" << table_
+                                << ",ro,_netdev,noauto,x-systemd.automount 0 0\n";
+  const Outcome got = sh("mount --fstab fstab " + q(mnt()) + " && cat mnt/hello");
+  EXPECT_EQ(got.status, 0) << got.err;
+  EXPECT_EQ(got.out, "world\n");
+  const Outcome write = sh("echo x > mnt/new");
+  EXPECT_NE(write.status, 0);
+  EXPECT_NE(write.err.find("Read-only file system"), std::string::npos) << write.err;
+}
+
+TEST_F(Command, AWrongOptionThroughMountIsSaid) {
+  const Outcome got = sh("mount -t fuse.latchfs src mnt -o $T,bogus");
+  EXPECT_NE(got.status, 0);
+  EXPECT_NE(got.err.find("latchfs: unknown option 'bogus'"), std::string::npos) << got.err;
+}
+
+// In a mount namespace with a /dev/fuse open to all, as distributions have it.
+TEST_F(Command, AnOrdinaryUserMountsHisOwnFiles) {
+  fs::create_directories(dir_ / "home/src");
+  fs::create_directories(dir_ / "home/mnt");
+  std::ofstream{dir_ / "user"} << "cd home || exit 1\n"
+                                  "latchfs src mnt -o table=u || exit 2\n"
+                                  "echo mine > mnt/file && cat src/file mnt/.locks/list\n"
+                                  "fusermount3 -u mnt\n";
+  const Outcome got =
+      sh("chown -R 65534:65534 home; mknod fuse c 10 229 && chmod 666 fuse\n"
+         "exec unshare --mount sh -c 'mount --bind fuse /dev/fuse && XDG_RUNTIME_DIR=$PWD/home "
+         "exec setpriv --reuid 65534 --regid 65534 --clear-groups sh ./user'");
+  EXPECT_EQ(got.status, 0) << got.err;
+  EXPECT_EQ(got.out.rfind("mine\n{\"grants\": [", 0), 0u) << got.out << got.err;
+}
+
+}  // namespace
+}  // namespace latchfs::daemon
