@@ -53,10 +53,13 @@ need_fuse() {
   [[ -c /dev/fuse ]] || die "/dev/fuse is missing: load the fuse module, or give the container the device"
 }
 
-# meson_setup DIR OPTION...: configures once, later only what changed.
+# meson_setup DIR OPTION...: configures once, and again only for other options (which are kept in
+# DIR: telling meson the same again would cost seconds).
 meson_setup() {
-  local dir=$1
+  local dir=$1 asked
   shift
+  asked="${CXX:-} $*"
+  if [[ -f $dir/build.ninja && $(cat "$dir/asked" 2>/dev/null) == "$asked" ]]; then return 0; fi
   if [[ -f $dir/build.ninja ]]; then
     meson configure "$dir" "$@" >/dev/null
   else
@@ -65,6 +68,7 @@ meson_setup() {
       die "meson setup $dir failed"
     }
   fi
+  printf '%s\n' "$asked" >"$dir/asked"
 }
 
 # Mount points below a directory, deepest first.
