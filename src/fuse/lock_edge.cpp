@@ -1,0 +1,261 @@
+// The lock calls. Operations that locks hold up: lock_edge_io.cpp.
+#include "fuse/lock_edge.h"
+
+#include <sys/file.h>
+
+#include <algorithm>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "fuse/lock_call.h"
+#include "posix/credentials.h"
+
+namespace latchfs::fuse {
+namespace {
+
+constexpr std::int64_t kAskAgainNs = 1'000'000;
+
+// libfuse gives FUSE's inclusive range as a struct flock: len 0, or what overflowed, is "to the end
+// of file".
+Result<ByteRange> range_of(const struct flock& lk) {
+  if (lk.l_start < 0) return errno_code(EINVAL);
+  const auto begin = static_cast<std::uint64_t>(lk.l_start);
+  const std::uint64_t end =
+      lk.l_len <= 0 ? ByteRange::kEof
+                    : std::min(begin + static_cast<std::uint64_t>(lk.l_len), ByteRange::kEof);
+  return ByteRange::from_half_open(begin, end);
+}
+
+void on_interrupt(fuse_req_t, void* token) {
+  ParkingLot::interrupt_any(WaiterToken{reinterpret_cast<std::uintptr_t>(token)}, EINTR);
+}
+
+}  // namespace
+
+LockEdge::LockEdge(LockService& locks, ParkingLot& lot, bool mandatory)
+    : locks_{locks},
+      lot_{lot},
+      mandatory_{mandatory},
+      timer_{std::make_unique<Timer>()},
+      resumer_{std::make_unique<Timer>()} {
+  lot_.serve(locks);
+}
+
+LockEdge::~LockEdge() { shutdown(); }
+
+void LockEdge::shutdown() noexcept {
+  lot_.drain(EINTR);
+  // What they still had to do is dropped, and with it its Reply, which answers.
+  timer_.reset();
+  resumer_.reset();
+}
+
+Holder LockEdge::holder_of(OpenFile& file, std::uint64_t owner, pid_t pid, const Caller& caller,
+                           LockKind& kind) {
+  Holder holder;
+  holder.pid = static_cast<std::uint32_t>(pid);
+  holder.uid = caller.uid;
+  holder.fh = file.fh;
+  holder.backing_fd = file.fd.get();
+  bool known = false;
+  {
+    const MutexLock hold{file.locks.mu};
+    if (owner == file.locks.description) {
+      kind = LockKind::kOfd;
+      known = true;
+    }
+    for (const LockCarrier& c : file.locks.carriers) {
+      if (c.owner != owner) continue;
+      kind = known ? LockKind::kOfd : c.kind;
+      known = true;
+      if (pid != 0 ? c.pid == pid : c.tid == caller.pid) {
+        holder.pid = static_cast<std::uint32_t>(c.pid);
+        holder.comm = c.comm;
+        return holder;
+      }
+    }
+  }
+  // Reading /proc is no work for under a lock: two threads may find out the same.
+  posix::become_daemon();
+  if (!known) kind = lock_call_of(caller.pid);
+  if (pid == 0) pid = process_of(caller.pid);
+  holder.pid = static_cast<std::uint32_t>(pid);
+  holder.comm = task_name(pid);
+  const MutexLock hold{file.locks.mu};
+  if (kind == LockKind::kOfd) file.locks.description = owner;
+  auto& all = file.locks.carriers;
+  const auto it = std::find_if(all.begin(), all.end(),
+                               [owner](const LockCarrier& c) { return c.owner == owner; });
+  if (it != all.end()) {
+    *it = {owner, kind, pid, caller.pid, holder.comm};
+  } else {
+    all.push_back({owner, kind, pid, caller.pid, holder.comm});
+  }
+  return holder;
+}
+
+void LockEdge::take(Reply reply, const LockRequest& request, bool wait) {
+  const fuse_req_t req = reply.request();
+  const auto shared = std::make_shared<Reply>(std::move(reply));
+  const WaiterToken token = lot_.open(request.file, [shared](int err) {
+    if (err == 0) {
+      shared->done();
+    } else {
+      shared->error(errno_code(err));
+    }
+  });
+  // Before the store can make a waiter of it, or an early interrupt would find nothing to end.
+  fuse_req_interrupt_func(req, on_interrupt, reinterpret_cast<void*>(token.raw));
+  const auto got = locks_.acquire(request, wait ? OnConflict::kQueue : OnConflict::kSettle, token);
+  if (got && std::holds_alternative<Queued>(*got)) {
+    lot_.park(token);
+    if (!wait) {
+      timer_->at(monotonic_ns() + LockService::kClosingWindowNs,
+                 [this, token] { lot_.interrupt(token, EAGAIN); });
+    }
+    return;
+  }
+  lot_.close(token);
+  if (!got) {
+    shared->error(got.error());
+  } else if (std::holds_alternative<Granted>(*got)) {
+    shared->done();
+  } else {
+    shared->error(errno_code(std::holds_alternative<Deadlock>(*got) ? EDEADLK : EAGAIN));
+  }
+}
+
+void LockEdge::setlk(Reply reply, const OpenFilePtr& file, std::uint64_t owner,
+                     const struct flock& lk, bool wait, const Caller& caller) {
+  const auto range = range_of(lk);
+  if (!range) return reply.error(range.error());
+  const OwnerId who{locks_.mount_id(), owner, OwnerSpace::kRange};
+  if (lk.l_type == F_UNLCK) {
+    const auto r = locks_.release(file->id, who, *range);
+    return r ? reply.done() : reply.error(r.error());
+  }
+  if (lk.l_type != F_RDLCK && lk.l_type != F_WRLCK) return reply.error(errno_code(EINVAL));
+  LockRequest request;
+  request.file = file->id;
+  request.owner = who;
+  request.range = *range;
+  request.mode = lk.l_type == F_WRLCK ? LockMode::kExclusive : LockMode::kShared;
+  request.holder = holder_of(*file, owner, lk.l_pid, caller, request.kind);
+  take(std::move(reply), request, wait);
+}
+
+void LockEdge::flock(Reply reply, const OpenFilePtr& file, std::uint64_t owner, int operation,
+                     const Caller& caller) {
+  const OwnerId who{locks_.mount_id(), owner, OwnerSpace::kFlock};
+  const int what = operation & ~LOCK_NB;
+  if (what == LOCK_UN) {
+    const auto r = locks_.release(file->id, who, ByteRange{});
+    return r ? reply.done() : reply.error(r.error());
+  }
+  if (what != LOCK_SH && what != LOCK_EX) return reply.error(errno_code(EINVAL));
+  LockRequest request;
+  request.file = file->id;
+  request.owner = who;
+  request.mode = what == LOCK_EX ? LockMode::kExclusive : LockMode::kShared;
+  LockKind kind = LockKind::kOfd;
+  {
+    // flock's owner is the description's: the same value as its OFD locks'.
+    const MutexLock hold{file->locks.mu};
+    file->locks.description = owner;
+    file->locks.took_flock = true;
+  }
+  // libfuse passes no process on for flock: 0, found out by the thread.
+  request.holder = holder_of(*file, owner, 0, caller, kind);
+  request.kind = LockKind::kFlock;
+  take(std::move(reply), request, (operation & LOCK_NB) == 0);
+}
+
+void LockEdge::test(const std::shared_ptr<Reply>& reply, const LockRequest& request,
+                    std::int64_t deadline) noexcept {
+  try {
+    const auto found = locks_.test(request);
+    if (!found) return reply->error(found.error());
+    const bool in_the_way = found->has_value() && !is_op((*found)->holder.kind);
+    if (in_the_way && (*found)->closing && monotonic_ns() < deadline) {
+      timer_->at(monotonic_ns() + kAskAgainNs,
+                 [this, reply, request, deadline] { test(reply, request, deadline); });
+      return;
+    }
+    struct flock lk {};
+    lk.l_whence = SEEK_SET;
+    lk.l_type = F_UNLCK;
+    if (in_the_way) {
+      const Grant& g = (*found)->holder;
+      lk.l_type = g.mode == LockMode::kExclusive ? F_WRLCK : F_RDLCK;
+      lk.l_start = static_cast<off_t>(g.range.begin());
+      lk.l_len = static_cast<off_t>(g.range.size_or_zero());
+      // fcntl(2) says -1 for an OFD lock; the kernel lets FUSE say only a pid or nothing (0).
+      lk.l_pid = g.kind == LockKind::kOfd ? 0 : static_cast<pid_t>(g.holder.pid);
+    }
+    reply->lock(lk);
+  } catch (const std::bad_alloc&) {
+    reply->error(errno_code(ENOMEM));
+  }
+}
+
+void LockEdge::getlk(Reply reply, const OpenFilePtr& file, std::uint64_t owner,
+                     const struct flock& lk, const Caller& caller) {
+  static_cast<void>(caller);
+  const auto range = range_of(lk);
+  if (!range) return reply.error(range.error());
+  LockRequest request;
+  request.file = file->id;
+  request.owner = OwnerId{locks_.mount_id(), owner, OwnerSpace::kRange};
+  request.range = *range;
+  request.mode = lk.l_type == F_RDLCK ? LockMode::kShared : LockMode::kExclusive;
+  test(std::make_shared<Reply>(std::move(reply)), request,
+       monotonic_ns() + LockService::kClosingWindowNs);
+}
+
+void LockEdge::on_flush(OpenFile& file, std::uint64_t owner, const Caller& caller) {
+  static_cast<void>(caller);
+  const std::uint64_t mount = locks_.mount_id();
+  // POSIX fcntl(): closing any descriptor of a file drops all the process's locks on it.
+  if (!locks_.drop_owner(file.id, OwnerId{mount, owner, OwnerSpace::kRange})) {
+    log::error("a closing process's locks on {}:{} could not be dropped", file.id.dev, file.id.ino);
+  }
+  std::uint64_t description = 0;
+  bool flock = false;
+  bool ranges = false;
+  {
+    const MutexLock hold{file.locks.mu};
+    // A flush names the process: the value is not a description's.
+    for (LockCarrier& c : file.locks.carriers) {
+      if (c.owner == owner && c.kind == LockKind::kFcntl) c.kind = LockKind::kPosix;
+    }
+    description = file.locks.description;
+    flock = file.locks.took_flock;
+    ranges = std::any_of(file.locks.carriers.begin(), file.locks.carriers.end(),
+                         [&](const LockCarrier& c) { return c.owner == description; });
+  }
+  if (description == 0) return;
+  // Perhaps its last descriptor: RELEASE then is on its way, but close(2) does not wait for it.
+  if (ranges) locks_.note_closing(file.id, OwnerId{mount, description, OwnerSpace::kRange});
+  if (flock) locks_.note_closing(file.id, OwnerId{mount, description, OwnerSpace::kFlock});
+}
+
+void LockEdge::on_release(OpenFile& file, std::optional<std::uint64_t> flock_owner) {
+  const std::uint64_t mount = locks_.mount_id();
+  std::vector<OwnerId> left;
+  {
+    const MutexLock hold{file.locks.mu};
+    for (const LockCarrier& c : file.locks.carriers) {
+      if (c.kind != LockKind::kPosix) left.push_back({mount, c.owner, OwnerSpace::kRange});
+    }
+    if (file.locks.took_flock) left.push_back({mount, file.locks.description, OwnerSpace::kFlock});
+  }
+  if (flock_owner) left.push_back({mount, *flock_owner, OwnerSpace::kFlock});
+  for (const OwnerId& owner : left) {
+    if (!locks_.drop_owner(file.id, owner)) {
+      log::error("a closed description's locks on {}:{} could not be dropped", file.id.dev,
+                 file.id.ino);
+    }
+  }
+}
+
+}  // namespace latchfs::fuse

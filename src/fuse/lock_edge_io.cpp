@@ -1,0 +1,91 @@
+// enforce=mandatory: reads and writes wait for, or are refused by, other owners' byte-range locks.
+//
+// An operation enters the table as a short grant of its own, under the same mutex as the check, and
+// leaves it when it is done: a lock can be granted neither between check and write nor while the
+// write runs (the kernel's own mandatory locks, until 5.15, had that gap).
+#include <string>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "fuse/lock_call.h"
+#include "fuse/lock_edge.h"
+
+namespace latchfs::fuse {
+namespace {
+
+void on_io_interrupt(fuse_req_t, void* token) {
+  ParkingLot::interrupt_any(WaiterToken{reinterpret_cast<std::uintptr_t>(token)}, EINTR);
+}
+
+}  // namespace
+
+Result<std::optional<IoPass>> LockEdge::admit_checked(const IoRequest& io, Reply& reply,
+                                                      const std::function<Resume()>& make_resume) {
+  const std::uint64_t mount = locks_.mount_id();
+  LockService::OpRequest op;
+  op.file = io.file;
+  op.op = OwnerId{mount, next_op_.fetch_add(1, std::memory_order_relaxed), OwnerSpace::kOp};
+  op.owner = OwnerId{mount, io.owner, OwnerSpace::kRange};
+  op.description = OwnerId{mount, 0, OwnerSpace::kRange};
+  op.range = io.range;
+  op.kind = io.kind == IoKind::kRead ? LockKind::kReadOp : LockKind::kWriteOp;
+  op.holder.pid = static_cast<std::uint32_t>(io.caller.pid);
+  op.holder.uid = io.caller.uid;
+  if (io.open) {
+    op.holder.fh = io.open->fh;
+    op.holder.backing_fd = io.open->fd.get();
+    const MutexLock hold{io.open->locks.mu};
+    op.description.key = io.open->locks.description;
+  }
+  const auto tried = locks_.begin_op(op, OnConflict::kRefuse, {});
+  if (!tried) return tried.error();
+  if (std::holds_alternative<Granted>(*tried)) {
+    return std::optional<IoPass>{std::in_place, locks_, io.file, op.op};
+  }
+  if (std::holds_alternative<Fenced>(*tried)) {
+    log::warn("pid {} (uid {}) writes to {}:{} behind a lock that was broken: EIO", io.caller.pid,
+              io.caller.uid, io.file.dev, io.file.ino);
+    return errno_code(EIO);
+  }
+  // Truncation never waits, as it never did (fs/locks.c locks_verify_truncate).
+  if (io.nonblocking || io.kind == IoKind::kTruncate) return errno_code(EAGAIN);
+
+  op.holder.pid = static_cast<std::uint32_t>(process_of(io.caller.pid));
+  op.holder.comm = task_name(io.caller.pid);
+  struct Parked {
+    std::optional<Reply> reply;
+    Resume resume;
+    FileId file;
+    OwnerId op;
+  };
+  auto parked = std::make_shared<Parked>();
+  parked->resume = make_resume();
+  parked->file = io.file;
+  parked->op = op.op;
+  const WaiterToken token = lot_.open(io.file, [this, parked](int err) {
+    if (err != 0) return parked->reply->error(errno_code(err));
+    try {
+      // Not here: this is the thread of whoever gave the lock back.
+      resumer_->at(0, [this, parked] {
+        parked->resume(std::move(*parked->reply), IoPass{locks_, parked->file, parked->op});
+      });
+    } catch (const std::bad_alloc&) {
+      const IoPass over{locks_, parked->file, parked->op};
+      parked->reply->error(errno_code(ENOMEM));
+    }
+  });
+  fuse_req_interrupt_func(reply.request(), on_io_interrupt, reinterpret_cast<void*>(token.raw));
+  const auto got = locks_.begin_op(op, OnConflict::kQueue, token);
+  if (got && std::holds_alternative<Queued>(*got)) {
+    // The completion runs in park() at the earliest.
+    parked->reply.emplace(std::move(reply));
+    lot_.park(token);
+    return std::optional<IoPass>{};
+  }
+  lot_.close(token);
+  if (!got) return got.error();
+  if (std::holds_alternative<Fenced>(*got)) return errno_code(EIO);
+  return std::optional<IoPass>{std::in_place, locks_, io.file, op.op};
+}
+
+}  // namespace latchfs::fuse
