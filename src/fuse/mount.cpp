@@ -1,0 +1,235 @@
+#include "fuse/mount.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <sys/resource.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+
+#include "base/log.h"
+#include "base/mutex.h"
+#include "fuse/file_system.h"
+#include "fuse/ops.h"
+#include "posix/sys.h"
+
+namespace latchfs::fuse {
+namespace {
+
+// Interrupts the loop's sem_wait(); does nothing else.
+int wake_signal() { return SIGRTMIN + 3; }
+
+// What libfuse last complained of in this thread, for `why`.
+thread_local std::string t_complaint;
+
+void log_from_libfuse(enum fuse_log_level level, const char* format, va_list args) {
+  char line[1024];
+  const int size = std::vsnprintf(line, sizeof line, format, args);
+  if (size < 0) return;
+  std::string text{line};
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  if (level <= FUSE_LOG_ERR) {
+    t_complaint = text.rfind("fuse: ", 0) == 0 ? text.substr(6) : text;
+    log::error("libfuse: {}", log::printable(text));
+  } else if (level <= FUSE_LOG_WARNING) {
+    log::warn("libfuse: {}", log::printable(text));
+  } else {
+    log::debug("libfuse: {}", log::printable(text));
+  }
+}
+
+bool has_option(const std::vector<std::string>& options, std::string_view name) {
+  return std::any_of(options.begin(), options.end(), [&](const std::string& option) {
+    return std::string_view{option}.substr(0, option.find('=')) == name;
+  });
+}
+
+std::vector<std::string> complete_options(const MountConfig& config) {
+  std::vector<std::string> all = config.options;
+  const auto add = [&all](std::string_view name, const std::string& option) {
+    if (!has_option(all, name)) all.push_back(option);
+  };
+  add("default_permissions", "default_permissions");
+  if (::geteuid() == 0 && !has_option(all, "allow_root")) add("allow_other", "allow_other");
+  add("subtype", "subtype=latchfs");
+  if (!config.source_path.empty()) add("fsname", "fsname=" + config.source_path);
+  return all;
+}
+
+// "-o a,b=c" with commas and backslashes escaped as libfuse wants them.
+struct OptionList {
+  explicit OptionList(const std::vector<std::string>& options) {
+    for (const std::string& option : options) {
+      if (::fuse_opt_add_opt_escaped(&text, option.c_str()) != 0) throw std::bad_alloc{};
+    }
+  }
+  ~OptionList() { std::free(text); }
+  OptionList(const OptionList&) = delete;
+  OptionList& operator=(const OptionList&) = delete;
+  char* text{};
+};
+
+struct Args {
+  fuse_args raw = FUSE_ARGS_INIT(0, nullptr);
+  Args() = default;
+  ~Args() { ::fuse_opt_free_args(&raw); }
+  Args(const Args&) = delete;
+  Args& operator=(const Args&) = delete;
+  void add(const char* arg) {
+    if (::fuse_opt_add_arg(&raw, arg) != 0) throw std::bad_alloc{};
+  }
+};
+
+void raise_open_files() {
+  struct rlimit limit {};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+void install_wake_handler() {
+  struct sigaction action {};
+  action.sa_handler = [](int) {};  // no SA_RESTART: interrupting is the point
+  ::sigaction(wake_signal(), &action, nullptr);
+  sigset_t set;
+  ::sigemptyset(&set);
+  ::sigaddset(&set, wake_signal());
+  ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+}
+
+// Asks the mount something only a running session answers.
+Result<void> wait_until_it_answers(const std::string& mountpoint) {
+  const auto fd =
+      posix::opened(::open(mountpoint.c_str(), O_RDONLY | O_DIRECTORY | O_NOCTTY | O_CLOEXEC));
+  if (!fd) return fd.error();
+  constexpr decltype(statfs::f_type) kFuseMagic = 0x65735546;
+  struct statfs sf {};
+  if (::fstatfs(fd->get(), &sf) != 0) return last_errno();
+  return sf.f_type == kFuseMagic ? Result<void>{} : errno_code(ENOTCONN);
+}
+
+}  // namespace
+
+struct FuseMount::Impl {
+  Impl(MountConfig config, std::unique_ptr<posix::InodeTable> inodes, LockService& locks,
+       ParkingLot& lot)
+      : fs{std::move(config), std::move(inodes), locks, lot} {}
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  ~Impl() { end(); }
+
+  void end() noexcept {
+    if (session == nullptr) return;
+    fs.locks.shutdown();
+    if (mounted) ::fuse_session_unmount(session);
+    ::fuse_session_destroy(session);
+    session = nullptr;
+  }
+
+  FileSystem fs;
+  fuse_session* session{};
+  bool mounted{};
+
+  Mutex stop_mu_;  // leaf
+  bool stopping GUARDED_BY(stop_mu_){};
+  bool looping GUARDED_BY(stop_mu_){};
+  pthread_t loop_thread GUARDED_BY(stop_mu_){};
+};
+
+FuseMount::FuseMount(std::unique_ptr<Impl> impl) : impl_{std::move(impl)} {}
+FuseMount::~FuseMount() = default;
+
+Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockService& locks,
+                                                     ParkingLot& lot, std::string& why) {
+  const auto fail = [&why](const std::string& text, std::error_code error) {
+    why = text;
+    return error;
+  };
+  ::fuse_set_log_func(log_from_libfuse);
+  raise_open_files();
+  if (posix::self_fds() < 0) return fail("/proc is not mounted", last_errno());
+  const std::string mountpoint = config.mountpoint;
+  posix::InodeTable::Options table_options;
+  table_options.use_handles = config.use_handles;
+  auto inodes = posix::InodeTable::create(std::move(config.source), table_options);
+  if (!inodes) {
+    return fail("cannot use " + config.source_path + ": " + inodes.error().message(),
+                inodes.error());
+  }
+  const OptionList options{complete_options(config)};
+  auto impl = std::make_unique<Impl>(std::move(config), std::move(*inodes), locks, lot);
+  Args args;
+  args.add("latchfs");
+  args.add("-o");
+  args.add(options.text);
+  t_complaint.clear();
+  impl->session = ::fuse_session_new(&args.raw, &operations(), sizeof operations(), &impl->fs);
+  if (impl->session == nullptr) {
+    return fail(t_complaint.empty() ? "wrong mount options" : t_complaint, errno_code(EINVAL));
+  }
+  errno = 0;
+  if (::fuse_session_mount(impl->session, mountpoint.c_str()) != 0) {
+    const int err = errno != 0 ? errno : EIO;
+    return fail(
+        t_complaint.empty() ? "cannot mount at " + mountpoint : mountpoint + ": " + t_complaint,
+        errno_code(err));
+  }
+  impl->mounted = true;
+  return std::unique_ptr<FuseMount>{new FuseMount{std::move(impl)}};
+}
+
+int FuseMount::run() {
+  Impl& impl = *impl_;
+  install_wake_handler();
+  ::signal(SIGPIPE, SIG_IGN);  // a control client or the log's pipe may go away
+  {
+    const MutexLock hold{impl.stop_mu_};
+    impl.loop_thread = ::pthread_self();
+    impl.looping = true;
+    if (impl.stopping) ::fuse_session_exit(impl.session);
+  }
+  std::thread announcer;
+  if (impl.fs.config.on_ready) {
+    announcer = std::thread{
+        [&impl] { impl.fs.config.on_ready(wait_until_it_answers(impl.fs.config.mountpoint)); }};
+  }
+
+  fuse_loop_config* loop = ::fuse_loop_cfg_create();
+  ::fuse_loop_cfg_set_clone_fd(loop, 1);
+  ::fuse_loop_cfg_set_max_threads(loop, std::max(2U, impl.fs.config.threads));
+  ::fuse_loop_cfg_set_idle_threads(loop, std::max(2U, impl.fs.config.threads));
+  const int result = ::fuse_session_loop_mt(impl.session, loop);
+  ::fuse_loop_cfg_destroy(loop);
+  {
+    const MutexLock hold{impl.stop_mu_};
+    impl.looping = false;
+  }
+  impl.end();  // ends what the announcer may still wait for
+  if (announcer.joinable()) announcer.join();
+  return result < 0 ? -result : 0;
+}
+
+void FuseMount::stop() noexcept {
+  Impl& impl = *impl_;
+  for (bool first = true;; first = false) {
+    {
+      const MutexLock hold{impl.stop_mu_};
+      impl.stopping = true;
+      if (!impl.looping) return;  // before the loop: run() sees it; after: done
+      if (first) ::fuse_session_exit(impl.session);
+      // The loop tests the flag and then sleeps: a wake-up between the two is lost, so again.
+      ::pthread_kill(impl.loop_thread, wake_signal());
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds{20});
+  }
+}
+
+}  // namespace latchfs::fuse

@@ -1,0 +1,85 @@
+// A mounted latchfs: from a directory and a mountpoint to a running FUSE session and back.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "fuse/reply.h"
+#include "latchfs/lock_service.h"
+#include "latchfs/result.h"
+
+namespace latchfs::fuse {
+
+// How reads and writes reach the daemon.
+enum class DataMode : std::uint8_t {
+  // Through the kernel's page cache, invalidated when the backing file's mtime or size changed.
+  kCached,
+  // Every read(2) and write(2), each with its lock owner; no shared mappings.
+  kDirect,
+};
+
+struct MountConfig {
+  UniqueFd source;          // the directory, opened before the mount may cover it; O_PATH will do
+  std::string source_path;  // shown as the mount's fsname; ""
+  std::string mountpoint;   // absolute
+
+  // fuse(8) and kernel options, each as in "-o", not escaped: "ro", "nodev", "max_read=65536",
+  // "allow_other". default_permissions, and for root allow_other (unless allow_root is given),
+  // are always added; fsname=source_path and subtype=latchfs unless given.
+  std::vector<std::string> options;
+
+  DataMode data_mode{DataMode::kCached};
+  bool mandatory{};  // enforce=mandatory; wants kDirect
+  Timeouts timeouts;
+  unsigned threads{16};  // most worker threads
+
+  std::string control_name{".locks"};
+  std::optional<gid_t> admin_gid;
+  std::string node_name;
+  std::string node_address;
+  std::string snapshots;
+  std::string version;
+
+  // In tests, and where file handles cannot be used: descriptors and names only.
+  bool use_handles{true};
+
+  // Called once, on a thread of its own, when the mount answers; or with what it answered instead.
+  std::function<void(Result<void>)> on_ready;
+};
+
+struct FileSystem;
+class ParkingLot;
+
+class FuseMount {
+ public:
+  // Mounts. On failure `why` is one line for the person who asked.
+  // Forks before this are fine, none may follow. lot is the sink that locks tells; both must
+  // outlive the mount.
+  [[nodiscard]] static Result<std::unique_ptr<FuseMount>> create(MountConfig config,
+                                                                 LockService& locks,
+                                                                 ParkingLot& lot, std::string& why);
+  ~FuseMount();
+  FuseMount(const FuseMount&) = delete;
+  FuseMount& operator=(const FuseMount&) = delete;
+
+  // Serves until unmounted or stopped, then unmounts. 0, or the errno of what broke the session.
+  // Once.
+  [[nodiscard]] int run();
+
+  // Ends run() from any thread, at any time; more than once is fine.
+  void stop() noexcept;
+
+ private:
+  struct Impl;
+  explicit FuseMount(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace latchfs::fuse

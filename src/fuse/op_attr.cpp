@@ -1,0 +1,168 @@
+// GETATTR, SETATTR, READLINK, STATFS, ACCESS.
+#include <algorithm>
+
+#include "fuse/control_ops.h"
+#include "fuse/file_system.h"
+#include "fuse/ops.h"
+#include "posix/attributes.h"
+#include "posix/sys.h"
+
+namespace latchfs::fuse {
+namespace {
+
+// The file a request speaks of: through the open file it came with, or by its node.
+struct Target {
+  OpenFilePtr open;
+  posix::PinPtr pin;
+  [[nodiscard]] int fd() const { return open ? open->fd.get() : pin->fd.get(); }
+  [[nodiscard]] FileId id() const { return open ? open->id : pin->id; }
+};
+
+Result<Target> find_target(FileSystem& fs, fuse_ino_t node, const fuse_file_info* info) {
+  Target target;
+  if (info != nullptr) target.open = fs.files.find(info->fh);
+  // (A directory's fh, or none: by node.)
+  if (target.open && target.open->node == node) return target;
+  target.open = nullptr;
+  auto pin = fs.inodes->pin(node);
+  if (!pin) return pin.error();
+  target.pin = std::move(*pin);
+  return target;
+}
+
+Result<void> reply_attr(FileSystem& fs, Reply& reply, int fd) {
+  auto st = posix::stat_of(fd);
+  if (!st) return st.error();
+  fs.inodes->show(*st);
+  reply.attr(*st, fs.config.timeouts.attr);
+  return {};
+}
+
+struct timespec time_for(int to_set, int given, int now, const struct timespec& value) {
+  if ((to_set & now) != 0) return {0, UTIME_NOW};
+  if ((to_set & given) != 0) return value;
+  return {0, UTIME_OMIT};
+}
+
+posix::AttrChange decode(const struct stat& attr, int to_set) {
+  posix::AttrChange change;
+  if ((to_set & FUSE_SET_ATTR_UID) != 0) change.uid = attr.st_uid;
+  if ((to_set & FUSE_SET_ATTR_GID) != 0) change.gid = attr.st_gid;
+  if ((to_set & FUSE_SET_ATTR_MODE) != 0) change.mode = attr.st_mode & 07777;
+  if ((to_set & FUSE_SET_ATTR_SIZE) != 0) change.size = attr.st_size;
+  change.times = (to_set & (FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW |
+                            FUSE_SET_ATTR_MTIME_NOW)) != 0;
+  change.atime = time_for(to_set, FUSE_SET_ATTR_ATIME, FUSE_SET_ATTR_ATIME_NOW, attr.st_atim);
+  change.mtime = time_for(to_set, FUSE_SET_ATTR_MTIME, FUSE_SET_ATTR_MTIME_NOW, attr.st_mtim);
+  // Nothing at all is what chown(path, -1, -1) looks like here: set-ID bits go, ctime changes.
+  change.owner = change.uid || change.gid || (!change.mode && !change.size && !change.times);
+  return change;
+}
+
+Result<void> apply(FileSystem& fs, Reply& reply, const Target& target,
+                   const posix::AttrChange& change, const Caller& caller) {
+  posix::FileRef file;
+  if (target.open) {
+    file.open_fd = target.open->fd.get();
+    file.path_fd = file.open_fd;
+    file.writable = target.open->writable();
+  } else {
+    file.path_fd = target.pin->fd.get();
+  }
+  if (auto r = posix::change_attributes(file, change, caller); !r) return r;
+  return reply_attr(fs, reply, target.fd());
+}
+
+// Leave to cut or extend the file. Extending touches [old size, new size).
+Result<IoRequest> truncation(const Target& target, off_t size, const Caller& caller) {
+  const auto st = posix::stat_of(target.fd());
+  if (!st) return st.error();
+  const auto from = static_cast<std::uint64_t>(std::min(size, st->st_size));
+  const auto range = ByteRange::from_half_open(from, ByteRange::kEof);
+  if (!range) return range.error();
+  IoRequest io;
+  io.kind = IoKind::kTruncate;
+  io.file = target.id();
+  io.range = *range;
+  io.open = target.open;
+  io.caller = caller;
+  return io;
+}
+
+}  // namespace
+
+void op_getattr(fuse_req_t req, fuse_ino_t node, fuse_file_info* info) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (control::is_control(node)) return control_ops::getattr(fs, reply, node);
+    const auto target = find_target(fs, node, info);
+    if (!target) return target.error();
+    return reply_attr(fs, reply, target->fd());
+  });
+}
+
+void op_setattr(fuse_req_t req, fuse_ino_t node, struct stat* attr, int to_set,
+                fuse_file_info* info) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (control::is_control(node)) return control_ops::setattr(fs, reply, node, *attr, to_set);
+    const Caller caller = caller_of(req);
+    auto target = find_target(fs, node, info);
+    if (!target) return target.error();
+    const posix::AttrChange change = decode(*attr, to_set);
+    if (!change.size) return apply(fs, reply, *target, change, caller);
+
+    const auto io = truncation(*target, *change.size, caller);
+    if (!io) return io.error();
+    auto pass = fs.locks.admit(*io, reply, [&fs, &target, &change, &caller]() -> LockEdge::Resume {
+      return [&fs, target = *target, change, caller](Reply later, IoPass) {
+        if (auto r = apply(fs, later, target, change, caller); !r) later.error(r.error());
+      };
+    });
+    if (!pass) return pass.error();
+    if (!*pass) return {};
+    return apply(fs, reply, *target, change, caller);
+  });
+}
+
+void op_readlink(fuse_req_t req, fuse_ino_t node) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (control::is_control(node)) return errno_code(EINVAL);
+    const auto pin = fs.inodes->pin(node);
+    if (!pin) return pin.error();
+    const auto target = posix::read_link((*pin)->fd.get());
+    if (!target) return target.error();
+    reply.link(target->c_str());
+    return {};
+  });
+}
+
+void op_statfs(fuse_req_t req, fuse_ino_t node) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    const bool named = node != 0 && !control::is_control(node);
+    const auto pin = fs.inodes->pin(named ? node : posix::NodeIds::kRoot);
+    if (!pin) return pin.error();
+    const auto sv = posix::file_system_of((*pin)->fd.get());
+    if (!sv) return sv.error();
+    reply.statfs(*sv);
+    return {};
+  });
+}
+
+// Not sent while default_permissions is in force, which it always is.
+void op_access(fuse_req_t req, fuse_ino_t node, int mask) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (!control::is_control(node)) {
+      const auto pin = fs.inodes->pin(node);
+      if (!pin) return pin.error();
+      if (auto r = posix::check_access((*pin)->fd.get(), mask, caller_of(req)); !r) return r;
+    }
+    reply.done();
+    return {};
+  });
+}
+
+}  // namespace latchfs::fuse

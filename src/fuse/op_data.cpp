@@ -1,0 +1,191 @@
+// READ, WRITE, FALLOCATE, LSEEK, COPY_FILE_RANGE: the bytes.
+#include <fcntl.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "fuse/control_ops.h"
+#include "fuse/file_system.h"
+#include "fuse/ops.h"
+#include "posix/file_io.h"
+
+namespace latchfs::fuse {
+namespace {
+
+// Smaller reads are copied: a splice through a pipe costs more than that.
+constexpr std::size_t kSpliceFrom = 65536;
+
+Result<OpenFilePtr> find_file(FileSystem& fs, const fuse_file_info* info) {
+  OpenFilePtr file = fs.files.find(info->fh);
+  if (!file) return errno_code(EBADF);
+  return file;
+}
+
+// What the lock edge is asked. Precondition: size > 0.
+Result<IoRequest> io_request(IoKind kind, const OpenFilePtr& file, off_t offset, std::size_t size,
+                             const fuse_file_info& info, const Caller& caller) {
+  const auto begin = static_cast<std::uint64_t>(offset);
+  const auto range =
+      offset < 0 ? Result<ByteRange>{errno_code(EINVAL)}
+                 : ByteRange::from_half_open(begin, std::min(begin + size, ByteRange::kEof));
+  if (!range) return range.error();
+  IoRequest io;
+  io.kind = kind;
+  io.file = file->id;
+  io.range = *range;
+  io.open = file;
+  io.owner = info.lock_owner;
+  io.nonblocking = (info.flags & O_NONBLOCK) != 0;
+  io.caller = caller;
+  return io;
+}
+
+Result<void> do_read(Reply& reply, const OpenFile& file, std::size_t size, off_t offset) {
+  if (size >= kSpliceFrom) {
+    reply.file_data(file.fd.get(), size, offset);
+    return {};
+  }
+  std::array<char, kSpliceFrom> buffer;
+  const auto got = posix::read_at(file.fd.get(), buffer.data(), size, offset);
+  if (!got) return got.error();
+  reply.bytes({buffer.data(), *got});
+  return {};
+}
+
+Result<std::size_t> do_write(const OpenFile& file, std::string_view data, off_t offset, int flags,
+                             const Caller& caller) {
+  return posix::write_at(file.fd.get(), data.data(), data.size(), offset, flags,
+                         file.sgid_by_groups, caller);
+}
+
+}  // namespace
+
+void op_read(fuse_req_t req, fuse_ino_t node, size_t size, off_t offset,
+             fuse_file_info* info) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (control::is_control(node)) return control_ops::read(fs, reply, info->fh, size, offset);
+    const auto file = find_file(fs, info);
+    if (!file) return file.error();
+    if (size == 0) {
+      reply.bytes({});
+      return {};
+    }
+    const auto io = io_request(IoKind::kRead, *file, offset, size, *info, caller_of(req));
+    if (!io) return io.error();
+    const auto pass = fs.locks.admit(*io, reply, [&file, size, offset]() -> LockEdge::Resume {
+      return [file = *file, size, offset](Reply later, IoPass) {
+        if (auto r = do_read(later, *file, size, offset); !r) later.error(r.error());
+      };
+    });
+    if (!pass) return pass.error();
+    if (!*pass) return {};
+    return do_read(reply, **file, size, offset);
+  });
+}
+
+void op_write(fuse_req_t req, fuse_ino_t node, const char* data, size_t size, off_t offset,
+              fuse_file_info* info) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (control::is_control(node)) {
+      return control_ops::write(fs, reply, info->fh, {data, size}, offset);
+    }
+    const auto file = find_file(fs, info);
+    if (!file) return file.error();
+    if (size == 0) {
+      reply.written(0);
+      return {};
+    }
+    const Caller caller = caller_of(req);
+    const int flags = info->flags;
+    const auto io = io_request(IoKind::kWrite, *file, offset, size, *info, caller);
+    if (!io) return io.error();
+    auto pass = fs.locks.admit(*io, reply, [&]() -> LockEdge::Resume {
+      return [file = *file, kept = std::string{data, size}, offset, flags, caller](Reply later,
+                                                                                   IoPass on) {
+        std::optional<IoPass> pass_on{std::move(on)};
+        const auto written = do_write(*file, kept, offset, flags, caller);
+        pass_on.reset();
+        written ? later.written(*written) : later.error(written.error());
+      };
+    });
+    if (!pass) return pass.error();
+    if (!*pass) return {};
+    const auto written = do_write(**file, {data, size}, offset, flags, caller);
+    pass->reset();
+    if (!written) return written.error();
+    reply.written(*written);
+    return {};
+  });
+}
+
+void op_fallocate(fuse_req_t req, fuse_ino_t node, int mode, off_t offset, off_t length,
+                  fuse_file_info* info) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (control::is_control(node)) return errno_code(EPERM);
+    const auto file = find_file(fs, info);
+    if (!file) return file.error();
+    if (length <= 0) return errno_code(EINVAL);
+    const Caller caller = caller_of(req);
+    const auto io =
+        io_request(IoKind::kWrite, *file, offset, static_cast<std::size_t>(length), *info, caller);
+    if (!io) return io.error();
+    auto pass = fs.locks.admit(*io, reply, [&]() -> LockEdge::Resume {
+      return [file = *file, mode, offset, length, caller](Reply later, IoPass on) {
+        std::optional<IoPass> pass_on{std::move(on)};
+        const auto r = posix::allocate(file->fd.get(), mode, offset, length, caller);
+        pass_on.reset();
+        r ? later.done() : later.error(r.error());
+      };
+    });
+    if (!pass) return pass.error();
+    if (!*pass) return {};
+    const auto r = posix::allocate((*file)->fd.get(), mode, offset, length, caller);
+    pass->reset();
+    if (!r) return r;
+    reply.done();
+    return {};
+  });
+}
+
+void op_lseek(fuse_req_t req, fuse_ino_t node, off_t offset, int whence,
+              fuse_file_info* info) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (control::is_control(node)) return errno_code(EINVAL);
+    const auto file = find_file(fs, info);
+    if (!file) return file.error();
+    const auto at = posix::seek_file((*file)->fd.get(), offset, whence);
+    if (!at) return at.error();
+    reply.offset(*at);
+    return {};
+  });
+}
+
+void op_copy_file_range(fuse_req_t req, fuse_ino_t from, off_t from_offset,
+                        fuse_file_info* from_info, fuse_ino_t to, off_t to_offset,
+                        fuse_file_info* to_info, size_t size, int flags) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    // The kernel then reads and writes instead, and those requests carry the lock owner that
+    // this one lacks (fuse_copy_file_range(), splice_copy_file_range()).
+    if (fs.config.mandatory || control::is_control(from) || control::is_control(to)) {
+      return errno_code(EOPNOTSUPP);
+    }
+    const auto source = find_file(fs, from_info);
+    if (!source) return source.error();
+    const auto target = find_file(fs, to_info);
+    if (!target) return target.error();
+    const auto copied =
+        posix::copy_range((*source)->fd.get(), from_offset, (*target)->fd.get(), to_offset, size,
+                          static_cast<unsigned>(flags), caller_of(req));
+    if (!copied) return copied.error();
+    reply.written(*copied);
+    return {};
+  });
+}
+
+}  // namespace latchfs::fuse

@@ -1,0 +1,71 @@
+// IOCTL: inode flags and the like, whose argument is a plain value. ENOTTY for all others: what
+// they point to is the caller's memory, or they act on the file system as a whole.
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+
+#include <array>
+#include <cstring>
+
+#include "fuse/file_system.h"
+#include "fuse/ops.h"
+#include "posix/credentials.h"
+
+namespace latchfs::fuse {
+namespace {
+
+struct Shape {
+  std::size_t in{};
+  std::size_t out{};
+};
+
+// FS_IOC_GETFLAGS and its kin are declared with long and carry an int (ioctl_iflags(2)).
+bool find_shape(unsigned command, Shape& shape) {
+  switch (command) {
+    case FS_IOC_GETFLAGS:
+    case FS_IOC_GETVERSION:
+      shape = {0, sizeof(int)};
+      return true;
+    case FS_IOC_SETFLAGS:
+      shape = {sizeof(int), 0};
+      return true;
+    case FS_IOC_FSGETXATTR:
+      shape = {0, sizeof(struct fsxattr)};
+      return true;
+    case FS_IOC_FSSETXATTR:
+      shape = {sizeof(struct fsxattr), 0};
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+void op_ioctl(fuse_req_t req, fuse_ino_t node, unsigned command, void* argument,
+              fuse_file_info* info, unsigned flags, const void* in, size_t in_size,
+              size_t out_size) noexcept {
+  static_cast<void>(argument);
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    Shape shape;
+    if (control::is_control(node) || !find_shape(command, shape)) return errno_code(ENOTTY);
+    if ((flags & FUSE_IOCTL_COMPAT) != 0 || in_size < shape.in || out_size < shape.out) {
+      return errno_code(ENOTTY);
+    }
+    const OpenFilePtr file = (flags & FUSE_IOCTL_DIR) == 0 ? fs.files.find(info->fh) : nullptr;
+    const auto dir = (flags & FUSE_IOCTL_DIR) != 0 ? fs.dirs.find(info->fh) : nullptr;
+    if (!file && !dir) return errno_code(EBADF);
+    const int fd = file ? file->fd.get() : dir->fd();
+
+    alignas(long) std::array<char, sizeof(struct fsxattr)> buffer{};
+    std::memcpy(buffer.data(), in, shape.in);
+    const auto result = posix::as_caller(caller_of(req), posix::Groups::kOnDemand, [&]() -> long {
+      return ::ioctl(fd, command, buffer.data());
+    });
+    if (!result) return result.error();
+    reply.ioctl(static_cast<int>(*result), buffer.data(), shape.out);
+    return {};
+  });
+}
+
+}  // namespace latchfs::fuse

@@ -1,0 +1,197 @@
+// OPEN, CREATE, TMPFILE, FLUSH, RELEASE, FSYNC: the life of an open file description.
+#include <fcntl.h>
+
+#include "fuse/control_ops.h"
+#include "fuse/file_system.h"
+#include "fuse/ops.h"
+#include "posix/attributes.h"
+#include "posix/credentials.h"
+#include "posix/file_io.h"
+#include "posix/names.h"
+#include "posix/sys.h"
+
+namespace latchfs::fuse {
+namespace {
+
+// Enters a backing file into the table. The answer's fuse_file_info is filled.
+Result<OpenFilePtr> enter(FileSystem& fs, UniqueFd fd, std::uint64_t node, const Caller& opener,
+                          fuse_file_info& info) {
+  const auto st = posix::stat_of(fd.get());
+  if (!st) return st.error();
+  auto file = std::make_shared<OpenFile>();
+  file->fd = std::move(fd);
+  file->id = posix::file_id(*st);
+  file->node = node;
+  file->sequence = fs.opens.fetch_add(1, std::memory_order_relaxed) + 1;
+  file->flags = info.flags;
+  file->opener = opener;
+  file->sgid_by_groups = (st->st_mode & (S_ISGID | S_IXGRP)) == S_ISGID;
+  if (!fs.inodes->has_handles(st->st_dev)) {
+    auto pin = fs.inodes->pin(node);
+    if (!pin) return pin.error();
+    file->pin = std::move(*pin);
+  }
+  file->fh = fs.files.insert(file);
+  info.fh = file->fh;
+  info.direct_io = fs.config.data_mode == DataMode::kDirect ? 1 : 0;
+  info.keep_cache = 0;
+  return file;
+}
+
+// The kernel did not take an open file: nobody will release it.
+void drop(FileSystem& fs, std::uint64_t fh) {
+  if (const OpenFilePtr file = fs.files.remove(fh)) fs.locks.on_release(*file, std::nullopt);
+}
+
+// A node for a file that was just made and is open.
+Result<posix::Entry> adopt_open(FileSystem& fs, int fd, std::uint64_t parent, const char* name) {
+  posix::become_daemon();
+  // O_PATH: a second writable descriptor would make the file "text busy" as long as it is cached.
+  auto path =
+      posix::opened(::openat(posix::self_fds(), posix::FdName{fd}.c_str(), O_PATH | O_CLOEXEC));
+  if (!path) return path.error();
+  return fs.inodes->adopt(std::move(*path), parent, name);
+}
+
+Result<void> finish_create(FileSystem& fs, Reply& reply, UniqueFd fd, std::uint64_t parent,
+                           const char* name, const Caller& caller, fuse_file_info info) {
+  const auto found = adopt_open(fs, fd.get(), parent, name);
+  if (!found) return found.error();
+  const auto file = enter(fs, std::move(fd), found->node, caller, info);
+  if (!file) {
+    fs.inodes->forget(found->node, 1);
+    return file.error();
+  }
+  if (!reply.create(*found, fs.config.timeouts, info)) {
+    drop(fs, (*file)->fh);
+    fs.inodes->forget(found->node, 1);
+  }
+  return {};
+}
+
+// O_TRUNC on a file that came to be between the kernel's lookup and the creation.
+Result<void> empty_found_file(int fd, int flags, const Caller& caller) {
+  posix::FileRef file;
+  file.path_fd = file.open_fd = fd;
+  file.writable = (flags & O_ACCMODE) != O_RDONLY;
+  posix::AttrChange change;
+  change.size = 0;
+  return posix::change_attributes(file, change, caller);
+}
+
+}  // namespace
+
+void op_open(fuse_req_t req, fuse_ino_t node, fuse_file_info* info) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (control::is_control(node)) return control_ops::open(fs, reply, node, *info);
+    const auto pin = fs.inodes->pin(node);
+    if (!pin) return pin.error();
+    // The kernel opens nothing else here; a device or FIFO must not be opened by the daemon.
+    if ((*pin)->type != S_IFREG) return errno_code((*pin)->type == S_IFDIR ? EISDIR : ENXIO);
+    const Caller caller = caller_of(req);
+    auto fd = posix::open_file((*pin)->fd.get(), info->flags, caller);
+    if (!fd) return fd.error();
+    fuse_file_info out = *info;
+    const auto file = enter(fs, std::move(*fd), node, caller, out);
+    if (!file) return file.error();
+    if (!reply.open(out)) drop(fs, (*file)->fh);
+    return {};
+  });
+}
+
+void op_create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode,
+               fuse_file_info* info) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (control::is_control(parent)) return errno_code(EPERM);
+    if (fs.is_control_name(parent, name)) return errno_code(EEXIST);
+    const auto dir = fs.inodes->pin(parent);
+    if (!dir) return dir.error();
+    const Caller caller = caller_of(req);
+    auto made = posix::create_file((*dir)->fd.get(), name, info->flags, mode, caller);
+    if (!made) return made.error();
+    if (made->fresh || (info->flags & O_TRUNC) == 0) {
+      return finish_create(fs, reply, std::move(made->fd), parent, name, caller, *info);
+    }
+
+    const auto st = posix::stat_of(made->fd.get());
+    if (!st) return st.error();
+    IoRequest io;
+    io.kind = IoKind::kTruncate;
+    io.file = posix::file_id(*st);
+    io.nonblocking = (info->flags & O_NONBLOCK) != 0;
+    io.caller = caller;
+    // Parking keeps what the handler's arguments will not: truncate and go on where it stopped.
+    auto fd = std::make_shared<UniqueFd>(std::move(made->fd));
+    const auto rest = [&fs, fd, parent, text = std::string{name}, caller,
+                       out = *info](Reply& to) -> Result<void> {
+      if (auto r = empty_found_file(fd->get(), out.flags, caller); !r) return r;
+      return finish_create(fs, to, std::move(*fd), parent, text.c_str(), caller, out);
+    };
+    auto pass = fs.locks.admit(io, reply, [&rest]() -> LockEdge::Resume {
+      return [rest](Reply later, IoPass) {
+        if (auto r = rest(later); !r) later.error(r.error());
+      };
+    });
+    if (!pass) return pass.error();
+    if (!*pass) return {};
+    return rest(reply);
+  });
+}
+
+void op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, fuse_file_info* info) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (control::is_control(parent)) return errno_code(EPERM);
+    const auto dir = fs.inodes->pin(parent);
+    if (!dir) return dir.error();
+    const Caller caller = caller_of(req);
+    auto fd = posix::create_nameless((*dir)->fd.get(), info->flags, mode, caller);
+    if (!fd) return fd.error();
+    return finish_create(fs, reply, std::move(*fd), parent, "", caller, *info);
+  });
+}
+
+void op_flush(fuse_req_t req, fuse_ino_t node, fuse_file_info* info) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (control::is_control(node)) return control_ops::flush(fs, reply, info->fh);
+    const OpenFilePtr file = fs.files.find(info->fh);
+    if (!file) return errno_code(EBADF);
+    fs.locks.on_flush(*file, info->lock_owner, caller_of(req));
+    if (file->writable()) {
+      if (auto r = posix::flush_file(file->fd.get()); !r) return r;
+    }
+    reply.done();
+    return {};
+  });
+}
+
+void op_release(fuse_req_t req, fuse_ino_t node, fuse_file_info* info) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (control::is_control(node)) return control_ops::release(fs, reply, info->fh);
+    const OpenFilePtr file = fs.files.remove(info->fh);
+    if (!file) return errno_code(EBADF);
+    fs.locks.on_release(*file,
+                        info->flock_release != 0 ? std::optional{info->lock_owner} : std::nullopt);
+    reply.done();
+    return {};
+  });
+}
+
+void op_fsync(fuse_req_t req, fuse_ino_t node, int data_only, fuse_file_info* info) noexcept {
+  answer(req, [&](Reply& reply) -> Result<void> {
+    FileSystem& fs = file_system(req);
+    if (!control::is_control(node)) {
+      const OpenFilePtr file = fs.files.find(info->fh);
+      if (!file) return errno_code(EBADF);
+      if (auto r = posix::sync_file(file->fd.get(), data_only != 0); !r) return r;
+    }
+    reply.done();
+    return {};
+  });
+}
+
+}  // namespace latchfs::fuse

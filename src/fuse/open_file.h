@@ -1,0 +1,61 @@
+// What is open through the mount.
+#pragma once
+
+#include <fcntl.h>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/caller.h"
+#include "base/mutex.h"
+#include "base/unique_fd.h"
+#include "control/file_view.h"
+#include "fuse/lock_data.h"
+#include "latchfs/types.h"
+#include "posix/dir_stream.h"
+#include "posix/inode_table.h"
+
+namespace latchfs::fuse {
+
+// One OPEN or CREATE, which is one open file description of the kernel's. Lives until RELEASE, and
+// as long as a parked request needs it.
+struct OpenFile {
+  UniqueFd fd;  // the backing file
+  FileId id;
+  std::uint64_t node{};
+  std::uint64_t fh{};        // its number in the table
+  std::uint64_t sequence{};  // of opens, per mount: later is larger
+  int flags{};               // open(2)'s, as the kernel gave them at open
+  Caller opener;
+  // Set-group-ID without group execution at open: whether a write clears it depends on the
+  // writer's groups (setattr_should_drop_sgid()).
+  bool sgid_by_groups{};
+  posix::PinPtr pin;  // only where files are not found by handle: what keeps node usable
+  LockData locks;
+
+  [[nodiscard]] bool writable() const noexcept { return (flags & O_ACCMODE) != O_RDONLY; }
+  [[nodiscard]] bool readable() const noexcept { return (flags & O_ACCMODE) != O_WRONLY; }
+};
+using OpenFilePtr = std::shared_ptr<OpenFile>;
+
+struct OpenDir {
+  explicit OpenDir(UniqueFd fd) : stream{std::move(fd)}, raw_fd_{stream.fd()} {}
+
+  // The stream's: it never changes. -1 in the control tree.
+  [[nodiscard]] int fd() const noexcept { return raw_fd_; }
+
+  std::uint64_t node{};
+  dev_t dev{};
+  Mutex mu;  // held across getdents64 and lookups: requests on one directory take turns
+  posix::DirStream stream GUARDED_BY(mu);
+  // In the control tree: the listing of the last rewind.
+  std::vector<control::FileName> names GUARDED_BY(mu);
+
+ private:
+  const int raw_fd_;
+};
+
+}  // namespace latchfs::fuse

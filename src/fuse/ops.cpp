@@ -1,0 +1,115 @@
+// The table of handlers, and INIT.
+#include "fuse/ops.h"
+
+#include "fuse/file_system.h"
+
+namespace latchfs::fuse {
+namespace {
+
+constexpr unsigned kMaxWrite = 1U << 20;
+constexpr unsigned kMaxBackground = 256;
+
+void op_init(void* data, fuse_conn_info* conn) noexcept {
+  static_cast<void>(data);
+  const auto want = [conn](auto capability, bool wanted) {
+    const auto bit = static_cast<unsigned>(capability);
+    if (wanted) {
+      conn->want |= bit & conn->capable;
+    } else {
+      conn->want &= ~bit;
+    }
+  };
+  // NFS: handles by node id, "." and ".." looked up.
+  want(FUSE_CAP_EXPORT_SUPPORT, true);
+  want(FUSE_CAP_POSIX_LOCKS, true);
+  want(FUSE_CAP_FLOCK_LOCKS, true);
+  // Brings default_permissions; the kernel asks for the ACLs as xattrs.
+  want(FUSE_CAP_POSIX_ACL, true);
+  // The umask is applied on the backing directory, unless it has a default ACL.
+  want(FUSE_CAP_DONT_MASK, true);
+  want(FUSE_CAP_PARALLEL_DIROPS, true);
+  want(FUSE_CAP_AUTO_INVAL_DATA, true);
+  want(FUSE_CAP_READDIRPLUS, true);
+  want(FUSE_CAP_READDIRPLUS_AUTO, true);
+  want(FUSE_CAP_ASYNC_READ, true);
+  want(FUSE_CAP_ASYNC_DIO, true);
+  want(FUSE_CAP_SPLICE_WRITE, true);
+  // Set-ID bits go on the backing file, where the writer's own rights count.
+  want(FUSE_CAP_HANDLE_KILLPRIV, true);
+  // A truncation must come by itself, with its lock owner, and can be refused.
+  want(FUSE_CAP_ATOMIC_O_TRUNC, false);
+  // A refused write must fail where it is made.
+  want(FUSE_CAP_WRITEBACK_CACHE, false);
+  want(FUSE_CAP_CACHE_SYMLINKS, false);
+  want(FUSE_CAP_SPLICE_READ, false);
+  conn->max_write = kMaxWrite;
+  conn->max_background = kMaxBackground;
+  conn->congestion_threshold = kMaxBackground * 3 / 4;
+}
+
+fuse_lowlevel_ops make_operations() {
+  fuse_lowlevel_ops ops{};
+  ops.init = op_init;
+  ops.lookup = op_lookup;
+  ops.forget = op_forget;
+  ops.forget_multi = op_forget_multi;
+  ops.getattr = op_getattr;
+  ops.setattr = op_setattr;
+  ops.readlink = op_readlink;
+  ops.statfs = op_statfs;
+  ops.access = op_access;
+  ops.mknod = op_mknod;
+  ops.mkdir = op_mkdir;
+  ops.symlink = op_symlink;
+  ops.link = op_link;
+  ops.unlink = op_unlink;
+  ops.rmdir = op_rmdir;
+  ops.rename = op_rename;
+  ops.open = op_open;
+  ops.create = op_create;
+#ifdef LATCHFS_FUSE_TMPFILE
+  ops.tmpfile = op_tmpfile;
+#endif
+  ops.flush = op_flush;
+  ops.release = op_release;
+  ops.fsync = op_fsync;
+  ops.read = op_read;
+  ops.write = op_write;
+  ops.fallocate = op_fallocate;
+  ops.lseek = op_lseek;
+  ops.copy_file_range = op_copy_file_range;
+  ops.opendir = op_opendir;
+  ops.readdir = op_readdir;
+  ops.readdirplus = op_readdirplus;
+  ops.releasedir = op_releasedir;
+  ops.fsyncdir = op_fsyncdir;
+  ops.setxattr = op_setxattr;
+  ops.getxattr = op_getxattr;
+  ops.listxattr = op_listxattr;
+  ops.removexattr = op_removexattr;
+  ops.ioctl = op_ioctl;
+  ops.getlk = op_getlk;
+  ops.setlk = op_setlk;
+  ops.flock = op_flock;
+  return ops;
+}
+
+}  // namespace
+
+const fuse_lowlevel_ops& operations() {
+  static const fuse_lowlevel_ops ops = make_operations();
+  return ops;
+}
+
+FileSystem::FileSystem(MountConfig c, std::unique_ptr<posix::InodeTable> table,
+                       LockService& service, ParkingLot& lot)
+    : config{std::move(c)},
+      inodes{std::move(table)},
+      view{*inodes, config.control_name, config.admin_gid},
+      tree{service, view,
+           control::Options{config.mountpoint, config.control_name, config.node_name,
+                            config.node_address, config.snapshots, config.version,
+                            config.mandatory}},
+      locks{service, lot, config.mandatory} {}
+
+}  // namespace latchfs::fuse
