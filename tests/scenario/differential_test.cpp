@@ -73,10 +73,7 @@ TEST(LockDifferential, OneMountAndTwoMountsAgreeWithTheKernel) {
   Differential differential{{
       native(dir),
       Ground{"one mount", {single.mount()}, {single.daemon()}, ""},
-      Ground{"two mounts",
-             {left.mount(), right.mount()},
-             {left.daemon(), right.daemon()},
-             ""},
+      Ground{"two mounts", {left.mount(), right.mount()}, {left.daemon(), right.daemon()}, ""},
   }};
   compare(differential, 40);
 }

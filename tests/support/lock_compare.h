@@ -21,4 +21,15 @@ struct Deviation {
 
 [[nodiscard]] bool agree(const Step& step, const Outcome& native, const Outcome& mount);
 
+// Compares one run's outcomes, step after step. It knows what the steps before have left open: of
+// several locks that conflict, F_GETLK names that of the oldest owner on the file (fs/locks.c
+// posix_test_lock); requests that one step has granted together have no order among them.
+class Comparison {
+ public:
+  [[nodiscard]] bool agree(const Step& step, const Outcome& native, const Outcome& mount);
+
+ private:
+  bool order_open_{};
+};
+
 }  // namespace latchfs::locktest

@@ -49,7 +49,7 @@ class Differential {
 
  private:
   [[nodiscard]] bool oracle_is_sure(const std::vector<Step>& script,
-                                    const std::vector<Outcome>& native) const;
+                                    const std::vector<Outcome>& native, unsigned reruns) const;
   [[nodiscard]] bool differs(const Ground& ground, const std::vector<Step>& script) const;
   [[nodiscard]] std::vector<Step> shortened(const Ground& ground, std::vector<Step> script,
                                             std::chrono::seconds limit) const;

@@ -76,7 +76,7 @@ void RandomSteps::pick_range(Step& step) {
     step.whence = percent(50) ? SEEK_CUR : SEEK_END;
     step.start = static_cast<std::int64_t>(below(30)) - 22;
   } else if (dice < 30) {
-    static constexpr std::array<std::int64_t, 6> kStarts{kMax, kMax - 1,  kMax - 7,
+    static constexpr std::array<std::int64_t, 6> kStarts{kMax, kMax - 1,     kMax - 7,
                                                          -1,   kMax / 2 + 1, 5};
     static constexpr std::array<std::int64_t, 9> kLens{
         0, 1, 2, 7, 8, -1, -9, kMax, std::numeric_limits<std::int64_t>::min()};
@@ -110,6 +110,20 @@ bool RandomSteps::may_wait(const Step& step, const Process& process) const {
   return true;
 }
 
+bool RandomSteps::converts_before_waiters(const Step& step, const Process& process) const {
+  if (step.kind != Kind::kFlock || step.mode == Mode::kUnlock) return false;
+  const auto slot = process.slots.find(step.slot);
+  if (slot == process.slots.end()) return false;
+  const auto held = flocks_.find(slot->second.description);
+  if (held == flocks_.end() || held->second == step.mode) return false;
+  for (const auto& [name, other] : processes_) {
+    for (const auto& [other_slot, wait] : other.waits) {
+      if (wait.kind == Kind::kFlock && wait.file == slot->second.file) return true;
+    }
+  }
+  return false;
+}
+
 void RandomSteps::make_lock(Step& step, Process& process) {
   const unsigned dice = below(100);
   step.kind = dice < profile_.ofd_percent                            ? Kind::kOfd
@@ -132,6 +146,10 @@ void RandomSteps::make_lock(Step& step, Process& process) {
   }
   step.verb = Verb::kLock;
   step.wait = percent(profile_.wait_percent) && may_wait(step, process);
+  if (converts_before_waiters(step, process)) {
+    step.mode = Mode::kUnlock;
+    step.wait = false;
+  }
 }
 
 bool RandomSteps::make_signal(Step& step) {
@@ -139,10 +157,46 @@ bool RandomSteps::make_signal(Step& step) {
     if (process.waits.empty() || percent(50)) continue;
     step.actor = name;
     step.slot = any_key(process.waits);
-    step.verb = percent(60) ? Verb::kIntr : Verb::kRestart;
+    const bool restart = waited_last(process.waits.at(step.slot)) && percent(60);
+    step.verb = restart ? Verb::kRestart : Verb::kIntr;
     return true;
   }
   return false;
+}
+
+bool RandomSteps::waited_last(const Wait& wait) const {
+  for (const auto& [name, process] : processes_) {
+    for (const auto& [slot, other] : process.waits) {
+      if (other.since > wait.since) return false;
+    }
+  }
+  return true;
+}
+
+bool RandomSteps::waits_without_descriptor() const {
+  if (waits() < 2) return false;
+  return std::any_of(processes_.begin(), processes_.end(), [](const auto& process) {
+    const auto& waits = process.second.waits;
+    return std::any_of(waits.begin(), waits.end(), [](const auto& w) { return w.second.closed; });
+  });
+}
+
+// Ends a wait: the one that began last, or any.
+Step RandomSteps::disentangle() {
+  Step step;
+  step.verb = Verb::kIntr;
+  step.actor = last_.actor;
+  step.slot = last_.slot;
+  const auto process = processes_.find(last_.actor);
+  if (process != processes_.end() && process->second.waits.count(last_.slot) != 0) return step;
+  for (const auto& [name, other] : processes_) {
+    for (const auto& [slot, wait] : other.waits) {
+      step.actor = name;
+      step.slot = slot;
+      if (wait.closed || percent(30)) return step;
+    }
+  }
+  return step;
 }
 
 // What is done less often than locking. False: lock instead.
@@ -181,6 +235,7 @@ bool RandomSteps::make_rare(Step& step, Process& process) {
 }
 
 Step RandomSteps::next() {
+  if (entangled_) return disentangle();
   Step step;
   step.actor = pick_actor();
   Process& process = processes_[step.actor];
@@ -193,27 +248,47 @@ Step RandomSteps::next() {
 }
 
 void RandomSteps::observe_lock(const Step& step, const Outcome& outcome, Process& process) {
-  if (outcome.result != "waits") return;
   const auto slot = process.slots.find(step.slot);
-  const unsigned description = slot == process.slots.end() ? 0 : slot->second.description;
-  process.waits[step.slot] = {step.kind, description};
+  if (slot == process.slots.end()) return;
+  const unsigned description = slot->second.description;
+  if (outcome.result == "waits") {
+    process.waits[step.slot] = {step.kind, description, slot->second.file, next_wait_++, false};
+  }
+  if (step.kind != Kind::kFlock) return;
+  flocks_.erase(description);  // a conversion that is refused has lost the old lock
+  if (outcome.result == "granted") flocks_[description] = step.mode;
+  // When a wait ends well, the lock is held in the mode that was asked for: assume it now.
+  if (outcome.result == "waits") flocks_[description] = step.mode;
 }
 
-void RandomSteps::observe(const Step& step, const Outcome& outcome) {
+void RandomSteps::close_slot(Process& process, char slot) {
+  process.slots.erase(slot);
+  const auto wait = process.waits.find(slot);
+  if (wait != process.waits.end()) wait->second.closed = true;
+}
+
+void RandomSteps::observe(const Step& step, const Outcome& outcome, bool entangled) {
+  last_ = step;
   Process& process = processes_[step.actor];
   const bool ok = outcome.result == "ok";
   switch (step.verb) {
     case Verb::kOpen:
       if (ok) {
         const bool cloexec = step.flags.find("cloexec") != std::string::npos;
-        process.slots[step.slot] = {next_description_++, cloexec};
+        close_slot(process, step.slot);
+        const std::string file = step.file == "h0" ? "f0" : step.file;
+        process.slots[step.slot] = {next_description_++, cloexec, file};
       }
       break;
     case Verb::kDup:
-      if (ok) process.slots[step.other] = {process.slots[step.slot].description, false};
+      if (ok && step.other != step.slot) {
+        close_slot(process, step.other);
+        process.slots[step.other] = process.slots[step.slot];
+        process.slots[step.other].cloexec = false;
+      }
       break;
     case Verb::kClose:
-      process.slots.erase(step.slot);
+      close_slot(process, step.slot);
       break;
     case Verb::kLock:
       observe_lock(step, outcome, process);
@@ -239,6 +314,12 @@ void RandomSteps::observe(const Step& step, const Outcome& outcome) {
     const auto at = processes_.find(c.actor);
     if (at != processes_.end()) at->second.waits.erase(c.slot);
   }
+  // Restarted, it waits at the end of the queue.
+  if (step.verb == Verb::kRestart && processes_.count(step.actor) != 0) {
+    const auto wait = processes_[step.actor].waits.find(step.slot);
+    if (wait != processes_[step.actor].waits.end()) wait->second.since = next_wait_++;
+  }
+  entangled_ = entangled || waits_without_descriptor();
 }
 
 }  // namespace latchfs::locktest

@@ -25,6 +25,14 @@ struct ListedLock {
 // Of the file at `path`, from /proc/locks. Throws std::runtime_error.
 [[nodiscard]] std::vector<ListedLock> kernel_locks(const std::string& path);
 
+// Whether requests wait on that file for which the kernel's order is not simply the order of
+// arrival. The kernel queues a request behind one lock that blocks it (fs/locks.c
+// __locks_insert_block), below an earlier waiter on that lock that it conflicts with, if any: a
+// tree. Two waiters that conflict are served in order of arrival if one is queued below the other.
+// If they wait for different locks, or in different branches of which some waiter is blocked by a
+// second lock too, then they may be woken at the same time, and the scheduler decides.
+[[nodiscard]] bool kernel_waiters_entangled(const std::string& path);
+
 // The whole of /.locks/list below `mount`, or with `path` (in the mount, "/a/b") only that file's,
 // page by page. Throws std::runtime_error.
 [[nodiscard]] std::vector<ListedLock> mount_locks(const std::string& mount,

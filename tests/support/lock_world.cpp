@@ -26,6 +26,7 @@ namespace latchfs::locktest {
 namespace {
 
 constexpr off_t kFileSize = 20;
+constexpr std::array<const char*, 3> kFiles{"f0", "f1", "f2"};
 
 // A request, or the mount, does not come back.
 struct Hung {};
@@ -111,7 +112,7 @@ bool lists_own_locks(const std::string& path) {
 
 void make_files(const std::string& dir) {
   if (::mkdir(dir.c_str(), 0755) != 0) fail("mkdir " + dir);
-  for (const char* name : {"f0", "f1", "f2"}) {
+  for (const char* name : kFiles) {
     const std::string path = dir + "/" + name;
     const UniqueFd fd{::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666)};
     if (!fd || ::ftruncate(fd.get(), kFileSize) != 0) fail("create " + path);
@@ -254,14 +255,10 @@ bool World::anyone_waits() const {
   });
 }
 
-std::vector<std::string> World::waiting() const {
-  std::vector<std::string> names;
-  for (const auto& [name, agent] : agents_) {
-    for (const auto& [slot, pending] : agent->pending) {
-      names.push_back(std::string(1, name) + "@" + slot);
-    }
-  }
-  return names;
+bool World::entangled() const {
+  if (!listable_ || !anyone_waits()) return false;
+  return std::any_of(kFiles.begin(), kFiles.end(),
+                     [this](const char* file) { return kernel_waiters_entangled(path(0, file)); });
 }
 
 std::optional<std::vector<SleepingThread>> World::sample() const {

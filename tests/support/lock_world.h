@@ -48,8 +48,9 @@ class World {
   World& operator=(const World&) = delete;
 
   Outcome run(const Step& step);
-  // All requests that wait now, as "A@b".
-  [[nodiscard]] std::vector<std::string> waiting() const;
+  // Native only: requests wait of which the kernel may serve either first
+  // (kernel_waiters_entangled()).
+  [[nodiscard]] bool entangled() const;
 
  private:
   struct Pending {

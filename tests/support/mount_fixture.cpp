@@ -173,9 +173,9 @@ void MountFixture::wait_until_it_answers() {
 bool MountFixture::daemon_ended(int* status) {
   if (daemon_ < 0) return true;
   int ignored{};
-  const bool ended = is_child_ ? ::waitpid(daemon_, status != nullptr ? status : &ignored,
-                                           WNOHANG) == daemon_
-                               : ::kill(daemon_, 0) != 0 && errno == ESRCH;
+  const bool ended =
+      is_child_ ? ::waitpid(daemon_, status != nullptr ? status : &ignored, WNOHANG) == daemon_
+                : ::kill(daemon_, 0) != 0 && errno == ESRCH;
   if (ended) daemon_ = -1;
   return ended;
 }
