@@ -27,7 +27,7 @@ struct Options {
   std::optional<gid_t> admin_gid;
   std::string control{".locks"};                    // one path component
   std::string table;                                // "": derived from the backing file system
-  std::uint64_t table_max{};                        // bytes; 0: the store's default
+  std::optional<std::uint64_t> table_max;           // bytes
   std::optional<std::uint64_t> max_locks_per_user;  // 0: no limit
   std::string node_name;
   std::string node_address{"127.0.0.1"};
