@@ -206,6 +206,7 @@ class LockTable {
   // Grants, in order, the waiters of f that overlap [begin, end) and conflict with nothing.
   void grant_waiters(Ref f, std::uint64_t begin, std::uint64_t end, std::int64_t now,
                      std::int64_t mono);
+  void settle_and_grant(Ref f, Ref o, const Change& change, std::uint64_t begin, std::uint64_t end);
   void count_uid(std::uint32_t uid, std::int64_t by);
 
   static constexpr std::int64_t kLongAgo = 0;

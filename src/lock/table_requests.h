@@ -37,11 +37,11 @@ typename LockTable<A>::Attempt LockTable<A>::attempt(const LockRequest& req, std
     a_.set(owner(o).closing_at, std::int64_t{0});
     weakened |= set_range(o, begin, end, req.mode, now, 0).weakened;
   }
+  if (lost && found.blocker != 0) settle_owner(o);  // the blocker keeps the file
   if (weakened && file(f).waiter_count != 0) {
     grant_waiters(f, lost ? 0 : begin, lost ? ByteRange::kEof : end, now, mono);
   }
   if (lost && found.blocker != 0) {
-    settle_owner(o);
     // Granting others may have replaced the very record that was found.
     f = Files::find(a_, root_.files, req.file);
     found = conflict(f, me, begin, end, req.mode, mono);
@@ -64,8 +64,7 @@ void LockTable<A>::release(FileId id, OwnerId who, ByteRange range) {
   const Ref o = f == 0 ? 0 : Owners::find(a_, file(f).owners, who);
   if (o == 0) return;
   const Change change = set_range(o, range.begin(), range.end(), std::nullopt, kLongAgo, 0);
-  if (change.weakened) grant_waiters(f, range.begin(), range.end(), fx_.now, fx_.mono);
-  settle_owner(o);
+  settle_and_grant(f, o, change, range.begin(), range.end());
 }
 
 template <class A>
@@ -75,8 +74,7 @@ void LockTable<A>::drop_owner(FileId id, OwnerId who) {
   if (o == 0) return;
   a_.set(owner(o).fenced, std::uint8_t{0});
   const Change change = set_range(o, 0, ByteRange::kEof, std::nullopt, kLongAgo, 0);
-  if (change.weakened) grant_waiters(f, 0, ByteRange::kEof, fx_.now, fx_.mono);
-  settle_owner(o);
+  settle_and_grant(f, o, change, 0, ByteRange::kEof);
 }
 
 template <class A>
@@ -107,8 +105,7 @@ Broken LockTable<A>::break_range(FileId id, OwnerId who, ByteRange range, bool f
   if (broken.count == 0) return broken;
   if (fence) a_.set(owner(o).fenced, std::uint8_t{1});
   const Change change = set_range(o, range.begin(), range.end(), std::nullopt, kLongAgo, 0);
-  if (change.weakened) grant_waiters(f, range.begin(), range.end(), fx_.now, fx_.mono);
-  settle_owner(o);
+  settle_and_grant(f, o, change, range.begin(), range.end());
   return broken;
 }
 

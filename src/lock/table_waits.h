@@ -172,6 +172,15 @@ void LockTable<A>::grant_waiters(Ref f, std::uint64_t begin, std::uint64_t end, 
   if (announced) a_.set(root_.regrant, Regrant{});
 }
 
+// In this order: granting may commit, and a death after that must not find an owner with nothing.
+template <class A>
+void LockTable<A>::settle_and_grant(Ref f, Ref o, const Change& change, std::uint64_t begin,
+                                    std::uint64_t end) {
+  const bool somebody_waits = change.weakened && file(f).waiter_count != 0;
+  settle_owner(o);
+  if (somebody_waits) grant_waiters(f, begin, end, fx_.now, fx_.mono);
+}
+
 template <class A>
 Ref LockTable<A>::find_waiter(FileId id, std::uint64_t mount, WaiterToken token) const {
   const Ref f = Files::find(a_, root_.files, id);
@@ -276,8 +285,7 @@ void LockTable<A>::recover() {
               intent.waiter);
     if (intent.waiter != 0) finish(intent.waiter, 0);
     a_.set(root_.intent, Intent{});
-    grant_waiters(f, intent.begin, intent.end, fx_.now, fx_.mono);
-    settle_owner(o);
+    settle_and_grant(f, o, Change{true, true}, intent.begin, intent.end);
     commit_step();
   }
   if (root_.regrant.file != 0) {
