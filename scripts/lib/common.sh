@@ -71,6 +71,15 @@ meson_setup() {
   printf '%s\n' "$asked" >"$dir/asked"
 }
 
+# build DIR TARGET...: says nothing but what went wrong.
+build() {
+  local output
+  output=$(ninja --quiet -C "$@" 2>&1) || {
+    printf '%s\n' "$output" >&2
+    die "the build failed"
+  }
+}
+
 # Mount points below a directory, deepest first.
 mounts_below() {
   awk -v top="$1/" '{ gsub(/\\040/, " ", $5); if (index($5 "/", top) == 1) print $5 }' \
