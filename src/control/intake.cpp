@@ -7,7 +7,7 @@ namespace {
 
 // JSON is checked at every write up to this size, then whenever it has doubled or may have become
 // complete: a megabyte written byte by byte must not be parsed a million times.
-constexpr std::size_t kCheckAlways = 2048;
+constexpr std::size_t kCheckAlways = 512;
 
 bool may_begin_query(char ch) {
   return (ch >= 'a' && ch <= 'z') || (ch >= 'A' && ch <= 'Z') || ch == '_' || ch == '%';
@@ -47,7 +47,7 @@ Intake::Taken Intake::add_to_json(std::string_view data) {
   auto state = check_json(pending_);
   if (auto* bad = std::get_if<Malformed>(&state)) return drop(std::move(*bad));
   if (std::holds_alternative<Incomplete>(state)) return Incomplete{};
-  return drop(Request{std::move(pending_), true});
+  return drop(Request{std::string{trim(pending_)}, true});
 }
 
 Intake::Taken Intake::add_to_query(std::string_view data) {
