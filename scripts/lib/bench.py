@@ -251,6 +251,7 @@ def main():
     }
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, base, ignore_errors=True)
+        stack.callback(pathlib.Path(f"/run/latchfs/bench-{os.getpid()}.table").unlink, missing_ok=True)
         targets = []
         for name in args.targets.split(","):
             target = Target(name, base, mounts[name])

@@ -48,6 +48,7 @@ class Command : public ::testing::Test {
   void TearDown() override {
     sh("umount -l " + q(mnt()) + " " + q(src()) + " 2>/dev/null");
     fs::remove_all(dir_);
+    fs::remove("/run/latchfs/" + table_ + ".table");
   }
 
   [[nodiscard]] fs::path src() const { return dir_ / "src"; }
