@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -25,6 +26,14 @@ Result<UniqueFd> step_as(const Caller& caller, int dir, const char* name) {
 mode_t type_of(unsigned char d_type) { return DTTOIF(d_type); }
 
 }  // namespace
+
+MountFileView::MountFileView(posix::InodeTable& inodes, LockService& locks,
+                             std::string control_name, std::optional<gid_t> admin_gid)
+    : inodes_{inodes},
+      locks_{locks},
+      finder_{inodes.root()->fd.get(), inodes.root()->id},
+      control_name_{std::move(control_name)},
+      admin_gid_{admin_gid} {}
 
 Result<control::FileEntry> MountFileView::lookup(std::uint64_t parent, std::string_view name,
                                                  const Caller& caller) {
@@ -130,9 +139,30 @@ Result<control::FileEntry> MountFileView::resolve(std::string_view path, const C
   return entry;
 }
 
+pid_t MountFileView::daemon_of(std::uint64_t mount) {
+  if (mount == locks_.mount_id()) return ::getpid();
+  {
+    const MutexLock hold{mu_};
+    const auto it = daemons_.find(mount);
+    if (it != daemons_.end()) return it->second;
+  }
+  const auto stats = locks_.stats();
+  if (!stats) return 0;
+  const MutexLock hold{mu_};
+  for (const MountInfo& info : stats->mounts) daemons_[info.id] = static_cast<pid_t>(info.pid);
+  const auto it = daemons_.find(mount);
+  return it != daemons_.end() ? it->second : 0;
+}
+
 control::Located MountFileView::locate(const Grant& grant) {
-  static_cast<void>(grant);  // until posix/path_finder.h is there
-  return {};
+  const pid_t pid = grant.holder.backing_fd < 0 ? 0 : daemon_of(grant.owner.mount);
+  if (pid == 0) return {};
+  posix::become_daemon();
+  auto found = finder_.find(pid, grant.holder.backing_fd, grant.file);
+  // Below the entry that the control tree hides there is nothing of this mount's.
+  const std::string hidden = "/" + control_name_;
+  if (found.path == hidden || found.path.rfind(hidden + "/", 0) == 0) return {"", true};
+  return {std::move(found.path), found.outside};
 }
 
 bool MountFileView::may_read(std::string_view path, FileId id, const Caller& caller) {

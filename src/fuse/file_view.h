@@ -5,16 +5,21 @@
 
 #include <optional>
 #include <string>
+#include <unordered_map>
 
+#include "base/mutex.h"
 #include "control/file_view.h"
+#include "latchfs/lock_service.h"
 #include "posix/inode_table.h"
+#include "posix/path_finder.h"
 
 namespace latchfs::fuse {
 
 class MountFileView final : public control::FileView {
  public:
-  MountFileView(posix::InodeTable& inodes, std::string control_name, std::optional<gid_t> admin_gid)
-      : inodes_{inodes}, control_name_{std::move(control_name)}, admin_gid_{admin_gid} {}
+  // locks: tells which daemon holds a grant's file open.
+  MountFileView(posix::InodeTable& inodes, LockService& locks, std::string control_name,
+                std::optional<gid_t> admin_gid);
 
   Result<control::FileEntry> lookup(std::uint64_t parent, std::string_view name,
                                     const Caller& caller) override;
@@ -29,10 +34,19 @@ class MountFileView final : public control::FileView {
  private:
   // An O_PATH descriptor of what the path names, walked as the caller.
   Result<UniqueFd> walk(std::string_view path, const Caller& caller);
+  // The process of a mount that shares the table; 0 if it is gone.
+  pid_t daemon_of(std::uint64_t mount);
 
   posix::InodeTable& inodes_;
+  LockService& locks_;
+  posix::PathFinder finder_;
   const std::string control_name_;
   const std::optional<gid_t> admin_gid_;
+
+  Mutex mu_;  // leaf
+  // Mount numbers are never used again, so what was found stays right; a dead daemon's
+  // descriptors are not found by the finder.
+  std::unordered_map<std::uint64_t, pid_t> daemons_ GUARDED_BY(mu_);
 };
 
 }  // namespace latchfs::fuse

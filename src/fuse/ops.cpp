@@ -105,7 +105,7 @@ FileSystem::FileSystem(MountConfig c, std::unique_ptr<posix::InodeTable> table,
                        LockService& service, ParkingLot& lot)
     : config{std::move(c)},
       inodes{std::move(table)},
-      view{*inodes, config.control_name, config.admin_gid},
+      view{*inodes, service, config.control_name, config.admin_gid},
       tree{service, view,
            control::Options{config.mountpoint, config.control_name, config.node_name,
                             config.node_address, config.snapshots, config.version,
