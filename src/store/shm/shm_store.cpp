@@ -200,6 +200,7 @@ bool ShmStore::reap_the_dead() {
   }
   if (!found) return false;
   backend_.recount_users();
+  check_after_reaping();
   // The dead one may have granted somebody's waiter and not rung.
   for (std::uint32_t i = 0; i < shm::kShardCount; ++i) {
     h.ready_shards.fetch_or(std::uint64_t{1} << i);
@@ -208,6 +209,16 @@ bool ShmStore::reap_the_dead() {
     if (slot.id.load() != 0) backend_.ring(slot);
   }
   return true;
+}
+
+// A death is when a broken table would show; a large one takes too long to walk each time.
+void ShmStore::check_after_reaping() {
+  constexpr std::uint64_t kSmall = 100'000;
+  const auto now = stats();
+  if (!now || now->grants + now->waiters > kSmall) return;
+  if (const auto wrong = verify(); !wrong) {
+    log::error("the table could not be checked: {}", wrong.error().message());
+  }
 }
 
 std::vector<UniqueFd> ShmStore::peers_alive() {

@@ -48,6 +48,7 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   void watch_loop();
   // Reaps every registered mount that is dead. True if there was one.
   bool reap_the_dead();
+  void check_after_reaping();
   std::vector<UniqueFd> peers_alive();
 
   shm::Registry registry_;
