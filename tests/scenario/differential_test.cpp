@@ -14,13 +14,11 @@
 #include <vector>
 
 #include "support/lock_differential.h"
-#include "support/mount_fixture.h"
+#include "support/mount_ground.h"
 
 namespace latchfs::locktest {
 namespace {
 
-using test::MountFixture;
-using test::TempDir;
 using Clock = std::chrono::steady_clock;
 
 constexpr unsigned kSteps = 120;
@@ -31,10 +29,6 @@ constexpr unsigned kUndeterminedPercent = 25;
 std::string env_or(const char* name, const char* otherwise) {
   const char* const text = std::getenv(name);
   return text != nullptr ? text : otherwise;
-}
-
-Ground native(const TempDir& dir, std::string mutation = "") {
-  return Ground{"native" + (mutation.empty() ? "" : "+" + mutation), {dir.path()}, {}, mutation};
 }
 
 void print(const Tally& tally) {
@@ -66,33 +60,21 @@ void compare(Differential& differential, unsigned fixed_seeds) {
 }
 
 TEST(LockDifferential, OneMountAndTwoMountsAgreeWithTheKernel) {
-  const TempDir dir;
-  const MountFixture single;
-  const MountFixture left;
-  const MountFixture right{left.another()};
-  Differential differential{{
-      native(dir),
-      Ground{"one mount", {single.mount()}, {single.daemon()}, ""},
-      Ground{"two mounts", {left.mount(), right.mount()}, {left.daemon(), right.daemon()}, ""},
-  }};
+  Differential differential{{native_ground(), mount_ground(1), mount_ground(2)}};
   compare(differential, 40);
 }
 
 // The tests' own proof: the kernel agrees with itself, and disagrees with each way of getting
 // locks wrong that the agents know.
 TEST(LockDifferentialItself, TheKernelAgreesWithItself) {
-  const TempDir one;
-  const TempDir two;
-  Differential differential{{native(one), native(two)}};
+  Differential differential{{native_ground(), native_ground()}};
   compare(differential, 20);
 }
 
 class LockDifferentialMutation : public testing::TestWithParam<const char*> {};
 
 TEST_P(LockDifferentialMutation, IsFound) {
-  const TempDir one;
-  const TempDir two;
-  Differential differential{{native(one), native(two, GetParam())}};
+  Differential differential{{native_ground(), native_ground(GetParam())}};
   for (std::uint64_t seed = 1; seed <= 60; ++seed) {
     const auto difference = differential.run(seed, kSteps, std::chrono::seconds{3});
     if (!difference) continue;

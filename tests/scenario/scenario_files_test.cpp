@@ -12,13 +12,10 @@
 
 #include "support/lock_compare.h"
 #include "support/lock_world.h"
-#include "support/mount_fixture.h"
+#include "support/mount_ground.h"
 
 namespace latchfs::locktest {
 namespace {
-
-using test::MountFixture;
-using test::TempDir;
 
 struct Line {
   std::string where;  // FILE:LINE
@@ -77,8 +74,7 @@ class OnKernel : public testing::Test {
  public:
   explicit OnKernel(Scenario scenario) : scenario_{std::move(scenario)} {}
   void TestBody() override {
-    const TempDir dir;
-    World world{Ground{"native", {dir.path()}, {}, ""}};
+    World world{native_ground()};
     for (const Line& line : scenario_.lines) {
       const std::string got = to_string(world.run(line.step));
       if (got == "unlisted" || line.expected.empty()) continue;
@@ -93,18 +89,16 @@ class OnKernel : public testing::Test {
 // A mount's must be the kernel's, but for deviations().
 class OnMount : public testing::Test {
  public:
-  OnMount(Scenario scenario, int mounts) : scenario_{std::move(scenario)}, mounts_{mounts} {}
+  OnMount(Scenario scenario, unsigned mounts) : scenario_{std::move(scenario)}, mounts_{mounts} {}
   void TestBody() override {
-    const TempDir dir;
-    std::vector<std::unique_ptr<MountFixture>> mounts;
-    Ground ground{"mount", {}, {}, ""};
-    for (int i = 0; i < mounts_; ++i) {
-      mounts.push_back(i == 0 ? std::make_unique<MountFixture>()
-                              : std::make_unique<MountFixture>(mounts[0]->another()));
-      ground.roots.push_back(mounts.back()->mount());
-      ground.daemons.push_back(mounts.back()->daemon());
-    }
-    World native{Ground{"native", {dir.path()}, {}, ""}};
+    Ground ground = mount_ground(mounts_);
+    run_on(ground);
+    EXPECT_EQ(to_string(aftermath(ground)), "free");
+  }
+
+ private:
+  void run_on(const Ground& ground) const {
+    World native{native_ground()};
     World mount{ground};
     for (const Line& line : scenario_.lines) {
       const Outcome want = native.run(line.step);
@@ -115,9 +109,8 @@ class OnMount : public testing::Test {
     }
   }
 
- private:
   Scenario scenario_;
-  int mounts_;
+  unsigned mounts_;
 };
 
 void register_scenario(const Scenario& s) {

@@ -50,15 +50,17 @@ std::optional<std::size_t> first_difference(const std::vector<Step>& script,
     if (i >= native.size() || i >= mount.size()) return i;
     if (!comparison.agree(script[i], native[i], mount[i])) return i;
   }
+  if (native.back() != mount.back()) return script.size();
   return std::nullopt;
 }
 
-std::optional<Difference> Differential::run(std::uint64_t seed, unsigned steps,
-                                            std::chrono::seconds shorten) {
-  ++tally_.sequences;
-  Difference found;
-  found.seed = seed;
-  const Ground* culprit = nullptr;
+Ground* Differential::first_run(std::uint64_t seed, unsigned steps, Difference& found) {
+  Ground* culprit = nullptr;
+  const auto differs = [&](Ground& ground, const std::string& where, const Outcome& native,
+                           const Outcome& other) {
+    culprit = &ground;
+    found.first_seen = where + to_string(native) + ", but " + to_string(other);
+  };
   {
     std::vector<std::unique_ptr<World>> worlds;
     for (const Ground& ground : grounds_) worlds.push_back(std::make_unique<World>(ground));
@@ -73,10 +75,30 @@ std::optional<Difference> Differential::run(std::uint64_t seed, unsigned steps,
       ++tally_.steps;
       if (native.result == "waits") ++tally_.waits;
       for (std::size_t i = 1; i < worlds.size() && culprit == nullptr; ++i) {
-        if (!comparisons[i].agree(step, native, worlds[i]->run(step))) culprit = &grounds_[i];
+        const Outcome other = worlds[i]->run(step);
+        if (comparisons[i].agree(step, native, other)) continue;
+        differs(grounds_[i],
+                "step " + std::to_string(found.script.size()) + " `" + to_string(step) + "`: ",
+                native, other);
       }
     }
   }
+  found.native.push_back(aftermath(grounds_[0]));
+  for (std::size_t i = 1; i < grounds_.size(); ++i) {
+    const Outcome other = aftermath(grounds_[i]);
+    if (culprit == nullptr && other != found.native.back()) {
+      differs(grounds_[i], "when all was over: ", found.native.back(), other);
+    }
+  }
+  return culprit;
+}
+
+std::optional<Difference> Differential::run(std::uint64_t seed, unsigned steps,
+                                            std::chrono::seconds shorten) {
+  ++tally_.sequences;
+  Difference found;
+  found.seed = seed;
+  Ground* const culprit = first_run(seed, steps, found);
   if (culprit == nullptr) return std::nullopt;
   const ImpatientScope impatient;
   for (unsigned i = 0; i < kReruns; ++i) {
@@ -87,8 +109,8 @@ std::optional<Difference> Differential::run(std::uint64_t seed, unsigned steps,
   if (!oracle_is_sure(found.script, found.native, reruns)) {
     ++tally_.undetermined;
     if (std::getenv("LATCHFS_VERBOSE") != nullptr) {
-      std::printf("undetermined, seed %llu:\n%s", static_cast<unsigned long long>(seed),
-                  render_script(found.script, found.native).c_str());
+      std::printf("undetermined, seed %llu: %s\n%s", static_cast<unsigned long long>(seed),
+                  found.first_seen.c_str(), render_script(found.script, found.native).c_str());
     }
     return std::nullopt;
   }
@@ -104,7 +126,7 @@ std::optional<Difference> Differential::run(std::uint64_t seed, unsigned steps,
 }
 
 bool Differential::oracle_is_sure(const std::vector<Step>& script,
-                                  const std::vector<Outcome>& native, unsigned reruns) const {
+                                  const std::vector<Outcome>& native, unsigned reruns) {
   for (unsigned i = 0; i < reruns; ++i) {
     if (first_difference(script, native, run_script(grounds_[0], script))) return false;
   }
@@ -113,21 +135,24 @@ bool Differential::oracle_is_sure(const std::vector<Step>& script,
 
 // What only chance makes different is not what we are after: three runs of the oracle agree, and
 // waiters are not entangled but for a moment.
-bool Differential::differs(const Ground& ground, const std::vector<Step>& script) const {
+bool Differential::differs(Ground& ground, const std::vector<Step>& script) {
   std::vector<Outcome> native;
-  World oracle{grounds_[0]};
-  for (std::size_t i = 0; i < script.size(); ++i) {
-    native.push_back(oracle.run(script[i]));
-    const bool ends_a_wait = i + 1 < script.size() && script[i + 1].verb == Verb::kIntr;
-    if (oracle.entangled() && !ends_a_wait) return false;
+  {
+    World oracle{grounds_[0]};
+    for (std::size_t i = 0; i < script.size(); ++i) {
+      native.push_back(oracle.run(script[i]));
+      const bool ends_a_wait = i + 1 < script.size() && script[i + 1].verb == Verb::kIntr;
+      if (oracle.entangled() && !ends_a_wait) return false;
+    }
   }
+  native.push_back(aftermath(grounds_[0]));
   if (!first_difference(script, native, run_script(ground, script))) return false;
   return !first_difference(script, native, run_script(grounds_[0], script)) &&
          !first_difference(script, native, run_script(grounds_[0], script));
 }
 
-std::vector<Step> Differential::shortened(const Ground& ground, std::vector<Step> script,
-                                          std::chrono::seconds limit) const {
+std::vector<Step> Differential::shortened(Ground& ground, std::vector<Step> script,
+                                          std::chrono::seconds limit) {
   const auto deadline = std::chrono::steady_clock::now() + limit;
   for (std::size_t chunk = script.size() / 2; chunk > 0;) {
     bool shorter = false;
@@ -147,15 +172,16 @@ std::vector<Step> Differential::shortened(const Ground& ground, std::vector<Step
 }
 
 std::string report(const Difference& difference) {
-  std::string out = "seed " + std::to_string(difference.seed) + ": " + difference.ground +
-                    " differs from the kernel's own locks, in " +
-                    std::to_string(difference.reproduced) + " of " +
-                    std::to_string(Differential::kReruns) + " reruns. Shortened script:\n" +
-                    render_script(difference.script, difference.native);
+  std::string out =
+      "seed " + std::to_string(difference.seed) + ": " + difference.ground +
+      " differs from the kernel's own locks, in " + std::to_string(difference.reproduced) + " of " +
+      std::to_string(Differential::kReruns) + " reruns. First seen at " + difference.first_seen +
+      "\nShortened script:\n" + render_script(difference.script, difference.native);
   const auto at = first_difference(difference.script, difference.native, difference.other);
   if (!at) return out + "(the shortened script did not differ when run once more)\n";
   const std::string given =
       *at < difference.other.size() ? to_string(difference.other[*at]) : "nothing";
+  if (*at == difference.script.size()) return out + "when all is over: " + given + "\n";
   return out + "line " + std::to_string(*at + 1) + " `" + to_string(difference.script[*at]) +
          "` gave instead: " + given + "\n";
 }

@@ -21,6 +21,7 @@ namespace latchfs::locktest {
 struct Difference {
   std::uint64_t seed{};
   std::string ground;
+  std::string first_seen;    // the step that differed, before shortening
   std::vector<Step> script;  // shortened
   std::vector<Outcome> native;
   std::vector<Outcome> other;
@@ -48,17 +49,19 @@ class Differential {
   [[nodiscard]] const Tally& tally() const { return tally_; }
 
  private:
-  [[nodiscard]] bool oracle_is_sure(const std::vector<Step>& script,
-                                    const std::vector<Outcome>& native, unsigned reruns) const;
-  [[nodiscard]] bool differs(const Ground& ground, const std::vector<Step>& script) const;
-  [[nodiscard]] std::vector<Step> shortened(const Ground& ground, std::vector<Step> script,
-                                            std::chrono::seconds limit) const;
+  // The ground that differed, if any.
+  Ground* first_run(std::uint64_t seed, unsigned steps, Difference& found);
+  bool oracle_is_sure(const std::vector<Step>& script, const std::vector<Outcome>& native,
+                      unsigned reruns);
+  bool differs(Ground& ground, const std::vector<Step>& script);
+  std::vector<Step> shortened(Ground& ground, std::vector<Step> script, std::chrono::seconds limit);
 
   std::vector<Ground> grounds_;
   Tally tally_;
 };
 
-// The first step at which the mount's outcomes are not the kernel's.
+// The first step at which the mount's outcomes (run_script()'s) are not the kernel's; the number of
+// steps if all are, but something was left behind.
 [[nodiscard]] std::optional<std::size_t> first_difference(const std::vector<Step>& script,
                                                           const std::vector<Outcome>& native,
                                                           const std::vector<Outcome>& mount);

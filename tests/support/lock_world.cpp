@@ -345,9 +345,13 @@ std::string World::dispatch(const Step& step, Agent& agent, Outcome& outcome) {
     case Verb::kSeek:
       open_default_slot(step, agent);
       return simple(agent, "seek " + slot + " " + std::to_string(step.start), "ok");
-    case Verb::kTrunc:
+    case Verb::kTrunc: {
       open_default_slot(step, agent);
-      return simple(agent, "trunc " + slot + " " + std::to_string(step.start), "ok");
+      const std::string result =
+          simple(agent, "trunc " + slot + " " + std::to_string(step.start), "ok");
+      refresh_sizes();
+      return result;
+    }
     case Verb::kFork:
       return fork(step, agent);
     case Verb::kExec:
@@ -368,6 +372,19 @@ std::string World::dispatch(const Step& step, Agent& agent, Outcome& outcome) {
 std::string World::simple(Agent& agent, const std::string& verb_and_args, const char* done) {
   const Message m = await(agent, send(agent, verb_and_args));
   return result_of(m.value, m.err, done);
+}
+
+// l_whence SEEK_END counts from the size that the kernel has cached for that mount (fs/locks.c
+// flock64_to_posix_lock() does not ask the file system): through another mount of the directory it
+// is the old one until somebody asks anew.
+void World::refresh_sizes() const {
+  if (ground_.roots.size() < 2) return;
+  for (std::size_t root = 0; root < ground_.roots.size(); ++root) {
+    for (const char* file : kFiles) {
+      struct statx now {};
+      ::statx(AT_FDCWD, path(root, file).c_str(), AT_STATX_FORCE_SYNC, STATX_SIZE, &now);
+    }
+  }
 }
 
 void World::open_default_slot(const Step& step, Agent& agent) {
@@ -515,13 +532,54 @@ std::string World::list(const Step& step, Outcome& outcome) {
   return outcome.locks.empty() ? "free" : "";
 }
 
-std::vector<Outcome> run_script(const Ground& ground, const std::vector<Step>& steps) {
-  World world{ground};
-  std::vector<Outcome> outcomes;
-  for (const Step& step : steps) {
-    outcomes.push_back(world.run(step));
-    if (outcomes.back().result == "HUNG") break;
+std::string leftovers(const Ground& ground) {
+  if (ground.native()) return {};
+  const auto sample = [&ground] {
+    std::vector<SleepingThread> threads;
+    for (const pid_t daemon : ground.daemons) {
+      const auto more = all_sleeping(daemon);
+      if (!more) return std::vector<SleepingThread>{};
+      threads.insert(threads.end(), more->begin(), more->end());
+    }
+    return threads;
+  };
+  const bool rests = poll_until([&sample] {
+    const auto first = sample();
+    return !first.empty() && first == sample();
+  });
+  if (!rests) return "daemons that do not come to rest";
+  std::ostringstream out;
+  for (const ListedLock& lock : mount_locks(ground.roots[0])) {
+    out << " [lock of pid " << lock.pid << ' ' << lock.start << ' ' << lock.len << ']';
   }
+  for (const ListedLock& wait : mount_waiters(ground.roots[0])) {
+    out << " [waiter, pid " << wait.pid << ' ' << wait.start << ' ' << wait.len << ']';
+  }
+  return out.str();
+}
+
+Outcome aftermath(Ground& ground) {
+  Outcome outcome;
+  const std::string left = leftovers(ground);
+  outcome.result = left.empty() ? "free" : "left behind:" + left;
+  if (left.empty() || !ground.renew) return outcome;
+  // The old mounts end first: it may be their table.
+  const auto renew = ground.renew;
+  ground.mounts.reset();
+  ground = renew();
+  return outcome;
+}
+
+std::vector<Outcome> run_script(Ground& ground, const std::vector<Step>& steps) {
+  std::vector<Outcome> outcomes;
+  {
+    World world{ground};
+    for (const Step& step : steps) {
+      outcomes.push_back(world.run(step));
+      if (outcomes.back().result == "HUNG") break;
+    }
+  }
+  outcomes.push_back(aftermath(ground));
   return outcomes;
 }
 

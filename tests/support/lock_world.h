@@ -35,6 +35,9 @@ struct Ground {
   std::vector<std::string> roots;
   std::vector<pid_t> daemons;  // all that serve them; none: native
   std::string mutation;        // LATCHFS_AGENT_MUTATION of its agents
+  // Mounts: keeps them, and makes a ground like this one anew when it was left unclean.
+  std::shared_ptr<void> mounts;
+  std::function<Ground()> renew;
 
   [[nodiscard]] bool native() const { return daemons.empty(); }
 };
@@ -88,6 +91,7 @@ class World {
   std::string signal(const Step& step, Agent& agent);
   std::string list(const Step& step, Outcome& outcome);
   void open_default_slot(const Step& step, Agent& agent);
+  void refresh_sizes() const;
   std::string simple(Agent& agent, const std::string& verb_and_args, const char* done);
 
   unsigned send(Agent& agent, const std::string& verb_and_args, int pass_fd = -1);
@@ -110,7 +114,15 @@ class World {
   unsigned next_id_{1};
 };
 
-// Runs all steps in a fresh world, stopping after a HUNG.
-[[nodiscard]] std::vector<Outcome> run_script(const Ground& ground, const std::vector<Step>& steps);
+// The locks and waiters that a ground at rest still lists although no world is left on it. There
+// should be none.
+[[nodiscard]] std::string leftovers(const Ground& ground);
+
+// Runs all steps in a fresh world, stopping after a HUNG. One outcome more than steps: what is left
+// behind when all is over, "free" if nothing. Renews a ground that was left unclean.
+[[nodiscard]] std::vector<Outcome> run_script(Ground& ground, const std::vector<Step>& steps);
+
+// The outcome that ends run_script()'s.
+[[nodiscard]] Outcome aftermath(Ground& ground);
 
 }  // namespace latchfs::locktest
