@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sys/resource.h>
 #include <sys/statfs.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -52,8 +53,28 @@ bool has_option(const std::vector<std::string>& options, std::string_view name) 
   });
 }
 
+// What the mount that SOURCE lies on forbids, the mount on top must not allow. Beyond that root's
+// mount is like a bind mount (and like what mount(8) asks mount.fuse3 for): set-ID bits and device
+// files count. libfuse alone would say nosuid and nodev.
+void add_security_options(const MountConfig& config, std::vector<std::string>& all) {
+  struct statvfs sv {};
+  if (::fstatvfs(config.source.get(), &sv) != 0) sv.f_flag = ST_NOSUID | ST_NODEV;
+  const auto choose = [&](unsigned long forbidden, const char* yes, const char* no) {
+    if ((sv.f_flag & forbidden) != 0) {
+      all.erase(std::remove(all.begin(), all.end(), yes), all.end());
+      all.emplace_back(no);
+    } else if (::geteuid() == 0 && !has_option(all, no) && !has_option(all, yes)) {
+      all.emplace_back(yes);
+    }
+  };
+  choose(ST_NOSUID, "suid", "nosuid");
+  choose(ST_NODEV, "dev", "nodev");
+  choose(ST_NOEXEC, "exec", "noexec");
+}
+
 std::vector<std::string> complete_options(const MountConfig& config) {
   std::vector<std::string> all = config.options;
+  add_security_options(config, all);
   const auto add = [&all](std::string_view name, const std::string& option) {
     if (!has_option(all, name)) all.push_back(option);
   };
@@ -159,12 +180,12 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
   const std::string mountpoint = config.mountpoint;
   posix::InodeTable::Options table_options;
   table_options.use_handles = config.use_handles;
+  const OptionList options{complete_options(config)};
   auto inodes = posix::InodeTable::create(std::move(config.source), table_options);
   if (!inodes) {
     return fail("cannot use " + config.source_path + ": " + inodes.error().message(),
                 inodes.error());
   }
-  const OptionList options{complete_options(config)};
   auto impl = std::make_unique<Impl>(std::move(config), std::move(*inodes), locks, lot);
   Args args;
   args.add("latchfs");

@@ -127,7 +127,7 @@ void op_opendir(fuse_req_t req, fuse_ino_t node, fuse_file_info* info) noexcept 
     if (control::is_control(node)) return control_ops::opendir(fs, reply, node, *info);
     const auto pin = fs.inodes->pin(node);
     if (!pin) return pin.error();
-    auto fd = posix::open_directory((*pin)->fd.get());
+    auto fd = posix::open_directory((*pin)->fd.get(), info->flags);
     if (!fd) return fd.error();
     auto dir = std::make_shared<OpenDir>(std::move(*fd));
     dir->node = node;

@@ -67,7 +67,8 @@ bool set_fsgid(gid_t gid) noexcept {
   return static_cast<gid_t>(::syscall(SYS_setfsgid, static_cast<gid_t>(-1))) == gid;
 }
 
-// The daemon's own groups must not count for anybody.
+// Once a thread: the daemon's own groups must not count for anybody, and a thread starts as what
+// the thread that made it was at that moment, any caller.
 bool prepare() noexcept {
   if (t_self.prepared) return true;
   if (::syscall(SYS_setgroups, 0, nullptr) != 0) return false;
@@ -80,7 +81,9 @@ bool prepare() noexcept {
 }  // namespace
 
 void become_daemon() noexcept {
-  if (t_self.fsuid == 0 || !t_self.prepared || !daemon_is_root()) return;
+  if (!daemon_is_root()) return;
+  if (!prepare()) log::error("cannot clear the supplementary groups");
+  if (t_self.fsuid == 0) return;
   // The group stays: with root's capabilities in force it decides nothing.
   if (set_fsuid(0)) {
     t_self.fsuid = 0;

@@ -83,9 +83,10 @@ Result<UniqueFd> open_file(int path_fd, int flags, const Caller& caller) {
   return fd_or_error(checked(attempt()));
 }
 
-Result<UniqueFd> open_directory(int path_fd) {
+Result<UniqueFd> open_directory(int path_fd, int flags) {
   become_daemon();
-  return opened(::openat(self_fds(), FdName{path_fd}.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  return opened(::openat(self_fds(), FdName{path_fd}.c_str(),
+                         O_RDONLY | O_DIRECTORY | O_CLOEXEC | (flags & O_NOATIME)));
 }
 
 Result<Created> create_file(int dir, const char* name, int flags, mode_t mode,

@@ -33,8 +33,8 @@ Result<void> rename_entry(int from_dir, const char* from, int to_dir, const char
 // writing the read-only file it just made.
 [[nodiscard]] Result<UniqueFd> open_file(int path_fd, int flags, const Caller& caller);
 
-// As the daemon: reading was checked by the kernel.
-[[nodiscard]] Result<UniqueFd> open_directory(int path_fd);
+// As the daemon: reading was checked by the kernel. Of flags only O_NOATIME counts.
+[[nodiscard]] Result<UniqueFd> open_directory(int path_fd, int flags);
 
 struct Created {
   UniqueFd fd;
