@@ -228,11 +228,24 @@ class Session {
   std::int64_t last_{};
 };
 
+// "mtime" of "  /a/b: mtime step 1 vs step 2; ctime …".
+std::string first_name(const std::string& line) {
+  const std::size_t begin = line.find(": ");
+  if (begin == std::string::npos) return line.substr(line.find_last_of(' ') + 1);
+  return line.substr(begin + 2, line.find(' ', begin + 2) - begin - 2);
+}
+
 std::optional<Failure> drive(const Plan& plan, const std::function<const Op*(Session&)>& next) {
   Session session{plan};
   Failure failure;
   auto failed = [&failure](const std::string& what) {
     failure.what = "step " + std::to_string(failure.ops.size()) + ": " + what;
+    // The call or "the trees", and of each difference its name.
+    failure.kind = what.substr(0, what.find(' '));
+    if (const std::size_t line = what.find('\n'); line != std::string::npos) {
+      const std::string first = what.substr(line + 1, what.find('\n', line + 1) - line - 1);
+      failure.kind += what.rfind("the ", 0) == 0 ? " " + first_name(first) : first;
+    }
     return failure;
   };
   try {
@@ -288,7 +301,8 @@ Failure shrink(const Plan& plan, Failure failure, int attempts) {
       fewer.erase(fewer.begin() + static_cast<std::ptrdiff_t>(at),
                   fewer.begin() + static_cast<std::ptrdiff_t>(end));
       --attempts;
-      if (auto still = run_steps(plan, fewer)) {
+      auto still = run_steps(plan, fewer);
+      if (still && still->kind == failure.kind) {
         failure = std::move(*still);
         removed = true;
       } else {

@@ -38,6 +38,7 @@ struct Plan {
 
 struct Failure {
   std::string what;     // what differs, and after which step
+  std::string kind;     // the same for failures that likely have one cause
   std::vector<Op> ops;  // the steps up to there
 };
 

@@ -81,8 +81,14 @@ Outcome Executor::run_data(const Op& op) {
     case Call::kPwrite:
     case Call::kWritev:
       return run_write(op);
-    case Call::kSeek:
-      return answer(lseek(slot(op.fd), op.a, static_cast<int>(op.b)));
+    case Call::kSeek: {
+      const int fd = slot(op.fd);
+      const off_t before = lseek(fd, 0, SEEK_CUR);
+      Outcome out = answer(lseek(fd, op.a, static_cast<int>(op.b)));
+      // Where holes are may be told differently; what follows must not depend on it.
+      if (op.b == SEEK_DATA || op.b == SEEK_HOLE) lseek(fd, before, SEEK_SET);
+      return out;
+    }
     case Call::kTruncate: {
       At where = first(op);
       return answer(truncate(where.c_str(), op.a));

@@ -148,15 +148,20 @@ int Generator::any_slot(bool directory) {
   std::vector<int> open;
   for (int i = 0; i < kSlots; ++i) {
     const auto n = static_cast<std::size_t>(i);
-    if (slots_->open.at(n) && slots_->directory.at(n) == directory) open.push_back(i);
+    if (slots_->open.at(n) && slots_->directory.at(n) == directory && !slots_->direct.at(n)) {
+      open.push_back(i);
+    }
   }
-  if (open.empty() || chance(4)) return number(kSlots);
-  return pick(open);
+  if (!open.empty() && chance(96)) return pick(open);
+  const int any = number(kSlots);
+  return slots_->direct.at(static_cast<std::size_t>(any)) ? kSlots : any;
 }
 
 bool Generator::has_slot(bool directory) const {
   for (std::size_t i = 0; i < kSlots; ++i) {
-    if (slots_->open.at(i) && slots_->directory.at(i) == directory) return true;
+    if (slots_->open.at(i) && slots_->directory.at(i) == directory && !slots_->direct.at(i)) {
+      return true;
+    }
   }
   return false;
 }
@@ -191,7 +196,7 @@ std::int64_t Generator::open_flags() {
   if (chance(5)) flags |= O_NOATIME;
   if (chance(4)) flags |= O_SYNC;
   if (chance(3)) flags |= O_DSYNC;
-  if (chance(5)) flags |= O_DIRECT;
+  if (chance(5)) flags = (flags & ~O_APPEND) | O_DIRECT;
   if (chance(4)) flags = (flags & ~(O_CREAT | O_DIRECTORY)) | O_TMPFILE;
   return flags;
 }
@@ -276,6 +281,14 @@ void Generator::data(Op& op, const std::vector<Known>& existing) {
   if (by_descriptor && !has_slot(false) && chance(95)) return open_something(op, existing, false);
   op.fd = any_slot(false);
   op.c = number(1'000'000);
+  const auto direct = std::find(slots_->direct.begin(), slots_->direct.end(), true);
+  if (direct != slots_->direct.end() && chance(15)) {
+    op.call = chance(50) ? Call::kPread : Call::kPwrite;
+    op.fd = static_cast<int>(direct - slots_->direct.begin());
+    op.a = (1 + number(5)) * 4096;
+    op.b = number(20) * 4096;
+    return;
+  }
   switch (op.call) {
     case Call::kOpen: {
       open_something(op, existing, chance(20));
@@ -285,7 +298,7 @@ void Generator::data(Op& op, const std::vector<Known>& existing) {
       op.fd2 = free_slot();
       break;
     case Call::kSetfl: {
-      static const int flags[] = {0, O_APPEND, O_DIRECT, O_NOATIME, O_APPEND | O_NOATIME};
+      static const int flags[] = {0, O_APPEND, O_NOATIME, O_APPEND | O_NOATIME};
       op.a = pick(flags);
       break;
     }
@@ -596,13 +609,16 @@ void Generator::learn(const Op& op, const Outcome& outcome) {
   if (op.call == Call::kFileSize) slots.limited = op.a != 0;
   if (outcome.ret < 0) return;
   if (op.call == Call::kOpen) {
+    at(slots.direct, op.fd) = (op.a & O_DIRECT) != 0;
     at(slots.open, op.fd) = true;
     at(slots.directory, op.fd) = (op.a & O_DIRECTORY) != 0 && (op.a & O_TMPFILE) != O_TMPFILE;
   } else if (op.call == Call::kDup) {
     at(slots.open, op.fd2) = true;
+    at(slots.direct, op.fd2) = false;
     at(slots.directory, op.fd2) = op.fd >= 0 && at(slots.directory, op.fd);
   } else if (op.call == Call::kClose && op.fd >= 0) {
     at(slots.open, op.fd) = false;
+    at(slots.direct, op.fd) = false;
   }
 }
 

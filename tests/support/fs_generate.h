@@ -40,6 +40,7 @@ class Generator {
   struct Slots {
     std::array<bool, kSlots> open{};
     std::array<bool, kSlots> directory{};
+    std::array<bool, kSlots> direct{};  // O_DIRECT: used with whole blocks only
     std::array<bool, kMaps> mapped{};
     std::array<bool, kChildren> child{};
     bool limited{};

@@ -44,36 +44,29 @@ std::map<std::string, std::string> xattrs_of(const std::string& path, std::strin
   return out;
 }
 
-// The data segments of a file, and their bytes: a sparse terabyte costs what is in it.
+// The data segments of a file and their bytes, or all bytes of a small one: a sparse terabyte costs
+// what is in it.
 void read_content(int fd, std::int64_t size, Entry& entry) {
-  std::string bytes;
-  std::vector<char> buffer(65536);
-  std::int64_t at = 0;
-  while (at < size) {
+  std::vector<std::pair<off_t, off_t>> segments;
+  for (off_t at = 0; at < size;) {
     const off_t data = lseek(fd, at, SEEK_DATA);
     if (data < 0) {
       if (errno != ENXIO) entry.error += std::string{" SEEK_DATA: "} + std::strerror(errno);
       break;
     }
-    const off_t hole = lseek(fd, data, SEEK_HOLE);
-    entry.holes += std::to_string(data) + "-" + std::to_string(hole) + " ";
-    for (off_t i = data; i < hole;) {
-      const ssize_t got = pread(fd, buffer.data(), buffer.size(), i);
-      if (got <= 0) {
-        if (got < 0) entry.error += std::string{" pread: "} + std::strerror(errno);
-        break;
-      }
-      const auto wanted = std::min<std::int64_t>(got, hole - i);
-      if (size > kReadWhole) bytes.append(buffer.data(), static_cast<std::size_t>(wanted));
-      i += got;
-    }
-    at = hole;
+    at = lseek(fd, data, SEEK_HOLE);
+    segments.emplace_back(data, at);
+    entry.holes += std::to_string(data) + "-" + std::to_string(at) + " ";
   }
-  if (size <= kReadWhole) {
-    for (off_t i = 0;;) {
-      const ssize_t got = pread(fd, buffer.data(), buffer.size(), i);
+  if (size <= kReadWhole) segments = {{0, size}};
+  std::string bytes;
+  std::vector<char> buffer(65536);
+  for (const auto& [begin, end] : segments) {
+    for (off_t i = begin; i < end;) {
+      const auto wanted = std::min<std::int64_t>(end - i, static_cast<std::int64_t>(buffer.size()));
+      const ssize_t got = pread(fd, buffer.data(), static_cast<std::size_t>(wanted), i);
       if (got <= 0) {
-        if (got < 0) entry.error += std::string{" pread: "} + std::strerror(errno);
+        entry.error += std::string{" pread: "} + (got < 0 ? std::strerror(errno) : "end of file");
         break;
       }
       bytes.append(buffer.data(), static_cast<std::size_t>(got));
@@ -153,6 +146,8 @@ bool about_equal(blkcnt_t a, blkcnt_t b) {
   return a - b <= slack && b - a <= slack;
 }
 
+bool made_by_step(const std::string& time) { return time.rfind("step ", 0) == 0; }
+
 }  // namespace
 
 Snapshot take_snapshot(const std::string& root) {
@@ -179,7 +174,12 @@ std::string difference(const struct stat& a, const TimeName& time_a, const struc
   if (options.times) {
     out += note("mtime", time_a(a.st_mtim), time_b(b.st_mtim));
     out += note("ctime", time_a(a.st_ctim), time_b(b.st_ctim));
-    if (options.access_times) out += note("atime", time_a(a.st_atim), time_b(b.st_atim));
+    const std::string one = time_a(a.st_atim);
+    const std::string two = time_b(b.st_atim);
+    // The first's was made by a read that the second may have missed, or have noticed later
+    // (with relatime only the first read after a change counts).
+    const bool missed = options.access_times == AccessTimes::kMayMissReads && made_by_step(one);
+    if (options.access_times != AccessTimes::kIgnored && !missed) out += note("atime", one, two);
   }
   return out;
 }
@@ -199,8 +199,10 @@ std::vector<std::string> differences(const Snapshot& a, const TimeName& time_a, 
     const Entry& two = found->second;
     std::string what = difference(one.st, time_a, two.st, time_b, options);
     what += note("target", one.link, two.link);
-    what += note("content", one.content, two.content);
-    what += note("holes", one.holes, two.holes);
+    if (options.holes || one.st.st_size <= kReadWhole) {
+      what += note("content", one.content, two.content);
+    }
+    if (options.holes) what += note("holes", one.holes, two.holes);
     what += note("same inode as", one.group, two.group);
     what += note("error", one.error, two.error);
     for (const auto& [name, value] : one.xattrs) {

@@ -3,6 +3,7 @@
 
 #include <sys/stat.h>
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <string>
@@ -26,9 +27,18 @@ using Snapshot = std::map<std::string, Entry>;  // by path below the root; "" is
 
 using TimeName = std::function<std::string(const timespec&)>;
 
+enum class AccessTimes : std::uint8_t {
+  kExact,
+  kMayMissReads,  // the second world may not have noticed every read; it must not invent any
+  kIgnored,
+};
+
 struct CompareOptions {
   bool times{true};
-  bool access_times{true};
+  // Where holes are, exactly. A range that is allocated and was never written counts as data or as
+  // a hole depending on what is in the page cache, readahead included.
+  bool holes{true};
+  AccessTimes access_times{AccessTimes::kExact};
 };
 
 // One line for each difference, at most 20.

@@ -104,6 +104,11 @@ Stage::Stage(int mounts, const Mounter& mounter)
   for (const std::string& dir : {root_a(), root_b(), look_a(), backing_a(), backing_b()}) {
     must(mkdir(dir.c_str(), 0755) == 0, "mkdir " + dir);
   }
+  // The beginning is the same on both sides to the nanosecond.
+  const timespec epoch[2] = {{1'000'000'000, 0}, {1'000'000'000, 0}};
+  for (const std::string& dir : {backing_a(), backing_b()}) {
+    must(utimensat(AT_FDCWD, dir.c_str(), epoch, 0) == 0, "utimensat " + dir);
+  }
   unsigned long flags = 0;
   for (int i = 0; i < mounts; ++i) {
     const std::string at = root_b() + "/m" + std::to_string(i);
