@@ -2,7 +2,6 @@
 // The only file that names a concrete lock store.
 #include <fmt/core.h>
 #include <grp.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -20,7 +19,6 @@
 #include "daemon/places.h"
 #include "daemon/process_limits.h"
 #include "daemon/signals.h"
-#include "daemon/table_name.h"
 #include "fuse/mount.h"
 #include "fuse/parking_lot.h"
 #include "store/shm/layout.h"
@@ -65,22 +63,14 @@ std::string explain_attach(std::error_code error, const std::string& table) {
   return fmt::format("lock table '{}': {}", table, why);
 }
 
-Result<std::unique_ptr<ShmStore>> attach(const Options& o, const Places& places,
-                                         const std::string& table, GrantSink& sink) {
+Result<std::unique_ptr<ShmStore>> attach(const Options& o, const Places& places, GrantSink& sink) {
   ShmStore::Options options;
-  options.table = table;
+  options.table = o.table;
   if (o.table_max) options.table_max = *o.table_max;
   if (o.max_locks_per_user) options.max_locks_per_user = *o.max_locks_per_user;
   options.source = places.source_path;
   options.mountpoint = places.mountpoint;
   return ShmStore::attach(options, sink);
-}
-
-Result<std::string> table_name(const Options& o, const Places& places) {
-  if (!o.table.empty()) return o.table;
-  struct stat st {};
-  if (::fstat(places.source.get(), &st) != 0) return last_errno();
-  return default_table_name(st.st_dev);
 }
 
 // Once, while there is one thread.
@@ -106,16 +96,11 @@ int serve(const Options& o, Places places, Launcher& launcher) {
   }
   set_limits(launcher);
 
-  const auto table = table_name(o, places);
-  if (!table) {
-    launcher.failed("SOURCE: " + table.error().message());
-    return kExitFailure;
-  }
   // Destroyed in the opposite order: the mount before the store, the store before its sink.
   fuse::ParkingLot parked;
-  const auto store = attach(o, places, *table, parked);
+  const auto store = attach(o, places, parked);
   if (!store) {
-    launcher.failed(explain_attach(store.error(), *table));
+    launcher.failed(explain_attach(store.error(), o.table));
     return kExitFailure;
   }
 
@@ -126,7 +111,7 @@ int serve(const Options& o, Places places, Launcher& launcher) {
     if (!answer) {
       launcher.failed("the mount does not answer: " + answer.error().message());
     } else if (launcher.ready()) {
-      log::info("mounted at {}, table {}", log::printable(where), *table);
+      log::info("mounted at {}, table {}", log::printable(where), o.table);
       return;
     }
     running.load()->stop();

@@ -357,7 +357,7 @@ latchfs options:
   enforce=advisory|mandatory  byte-range locks against reads and writes (advisory)
   admin_group=GROUP           name or number: members may do what root may
   control=NAME                name of the control directory (.locks)
-  table=NAME                  shared lock table (one per backing file system)
+  table=NAME                  shared lock table (machine)
   table_max=SIZE              most memory the table may take (1G)
   max_locks_per_user=N        ENOLCK beyond (1000000); 0: no limit
   node_name=NAME              this machine, as listings name it (host name)

@@ -26,7 +26,7 @@ struct Options {
   Enforce enforce{Enforce::kAdvisory};
   std::optional<gid_t> admin_gid;
   std::string control{".locks"};                    // one path component
-  std::string table;                                // "": derived from the backing file system
+  std::string table{"machine"};                     // for files of all file systems: ADR 0005
   std::optional<std::uint64_t> table_max;           // bytes
   std::optional<std::uint64_t> max_locks_per_user;  // 0: no limit
   std::string node_name;

@@ -44,7 +44,7 @@ TEST(Options, DefaultsAreTheContracts) {
   EXPECT_EQ(o.enforce, Enforce::kAdvisory);
   EXPECT_EQ(o.admin_gid, std::nullopt);
   EXPECT_EQ(o.control, ".locks");
-  EXPECT_EQ(o.table, "");
+  EXPECT_EQ(o.table, "machine");
   EXPECT_EQ(o.node_name, "build7");
   EXPECT_EQ(o.node_address, "127.0.0.1");
   EXPECT_FALSE(o.allow_other);
