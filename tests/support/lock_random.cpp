@@ -114,11 +114,14 @@ bool RandomSteps::converts_before_waiters(const Step& step, const Process& proce
   if (step.kind != Kind::kFlock || step.mode == Mode::kUnlock) return false;
   const auto slot = process.slots.find(step.slot);
   if (slot == process.slots.end()) return false;
-  const auto held = flocks_.find(slot->second.description);
-  if (held == flocks_.end() || held->second == step.mode) return false;
+  const unsigned description = slot->second.description;
+  const auto held = flocks_.find(description);
+  const bool converts = held != flocks_.end() && held->second != step.mode;
   for (const auto& [name, other] : processes_) {
     for (const auto& [other_slot, wait] : other.waits) {
-      if (wait.kind == Kind::kFlock && wait.file == slot->second.file) return true;
+      if (wait.kind != Kind::kFlock || wait.file != slot->second.file) continue;
+      // A lock taken beside one's own wait is converted when that is granted.
+      if (converts || wait.description == description) return true;
     }
   }
   return false;

@@ -85,6 +85,7 @@ std::string kernel_file_id(const std::string& path) {
 struct Node {
   ListedLock lock;
   int parent{-1};
+  unsigned arrival{};
 };
 
 bool conflict(const ListedLock& a, const ListedLock& b) {
@@ -175,7 +176,12 @@ bool entangled(const std::vector<Node>& tree, int a, int b) {
   };
   if (on(way_a, b) || on(way_b, a)) return false;
   if (way_a.back() != way_b.back()) return true;
-  return has_second_blocker(tree, way_a) || has_second_blocker(tree, way_b);
+  if (has_second_blocker(tree, way_a) || has_second_blocker(tree, way_b)) return true;
+  const unsigned since_a = tree[static_cast<std::size_t>(a)].arrival;
+  const unsigned since_b = tree[static_cast<std::size_t>(b)].arrival;
+  if (since_a == 0 || since_b == 0) return true;
+  // Straight below the lock: nothing can go away above it.
+  return (since_a < since_b ? way_a : way_b).size() > 2;
 }
 
 }  // namespace
@@ -201,8 +207,10 @@ std::vector<ListedLock> kernel_locks(const std::string& path) {
   return locks;
 }
 
-bool kernel_waiters_entangled(const std::string& path) {
-  const std::vector<Node> tree = kernel_tree(path);
+bool kernel_waiters_entangled(const std::string& path,
+                              const std::function<unsigned(const ListedLock&)>& arrival) {
+  std::vector<Node> tree = kernel_tree(path);
+  for (Node& node : tree) node.arrival = arrival(node.lock);
   const int count = static_cast<int>(tree.size());
   for (int a = 0; a < count; ++a) {
     if (tree[static_cast<std::size_t>(a)].parent < 0) continue;

@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -25,13 +26,18 @@ struct ListedLock {
 // Of the file at `path`, from /proc/locks. Throws std::runtime_error.
 [[nodiscard]] std::vector<ListedLock> kernel_locks(const std::string& path);
 
-// Whether requests wait on that file for which the kernel's order is not simply the order of
-// arrival. The kernel queues a request behind one lock that blocks it (fs/locks.c
+// Whether requests wait on that file which the kernel need not serve in order of arrival, as a
+// mount does. The kernel queues a request behind one lock that blocks it (fs/locks.c
 // __locks_insert_block), below an earlier waiter on that lock that it conflicts with, if any: a
 // tree. Two waiters that conflict are served in order of arrival if one is queued below the other.
-// If they wait for different locks, or in different branches of which some waiter is blocked by a
-// second lock too, then they may be woken at the same time, and the scheduler decides.
-[[nodiscard]] bool kernel_waiters_entangled(const std::string& path);
+// Otherwise
+// - if they wait for different locks, or some waiter above them is blocked by a second lock too,
+//   they may be woken at the same time, and the scheduler decides;
+// - if the earlier one is queued below a third that goes away (a signal, SIGKILL), it queues anew,
+//   behind the later one.
+// arrival: when a request began to wait, as a number that grows; 0 if it is not known.
+[[nodiscard]] bool kernel_waiters_entangled(
+    const std::string& path, const std::function<unsigned(const ListedLock&)>& arrival);
 
 // The whole of /.locks/list below `mount`, or with `path` (in the mount, "/a/b") only that file's,
 // page by page. Throws std::runtime_error.

@@ -255,10 +255,27 @@ bool World::anyone_waits() const {
   });
 }
 
+// The kernel tells a waiter's process and kind: enough, if only one such request of it waits.
+unsigned World::arrival(const ListedLock& asked) const {
+  if (asked.who != ListedLock::Who::kProcess) return 0;
+  unsigned found = 0;
+  for (const auto& [name, agent] : agents_) {
+    if (agent->pid != asked.pid) continue;
+    for (const auto& [slot, pending] : agent->pending) {
+      if (pending.kind != asked.kind) continue;
+      if (found != 0) return 0;
+      found = pending.arrival;
+    }
+  }
+  return found;
+}
+
 bool World::entangled() const {
   if (!listable_ || !anyone_waits()) return false;
-  return std::any_of(kFiles.begin(), kFiles.end(),
-                     [this](const char* file) { return kernel_waiters_entangled(path(0, file)); });
+  return std::any_of(kFiles.begin(), kFiles.end(), [this](const char* file) {
+    return kernel_waiters_entangled(path(0, file),
+                                    [this](const ListedLock& asked) { return arrival(asked); });
+  });
 }
 
 std::optional<std::vector<SleepingThread>> World::sample() const {
@@ -406,7 +423,10 @@ std::string World::open(const Step& step, Agent& agent) {
 std::string World::begin_wait(const Step& step, Agent& agent, const std::string& command) {
   if (agent.pending.count(step.slot) != 0) return "busy";
   const unsigned id = send(agent, command);
-  agent.pending[step.slot].id = id;
+  Pending& pending = agent.pending[step.slot];
+  pending.id = id;
+  pending.arrival = ++arrivals_;
+  pending.kind = step.kind;
   const Message m = await(agent, id);
   if (m.started) {
     agent.pending[step.slot].tid = static_cast<pid_t>(m.value);
@@ -504,6 +524,7 @@ std::string World::signal(const Step& step, Agent& agent) {
   const auto at = agent.pending.find(step.slot);
   if (at == agent.pending.end()) return "idle";
   const int number = step.verb == Verb::kIntr ? SIGUSR1 : SIGUSR2;
+  at->second.arrival = ++arrivals_;  // restarted, it queues anew
   return ::syscall(SYS_tgkill, agent.pid, at->second.tid, number) == 0 ? "ok" : errno_name(errno);
 }
 

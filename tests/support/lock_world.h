@@ -59,6 +59,8 @@ class World {
   struct Pending {
     unsigned id{};
     pid_t tid{};
+    unsigned arrival{};  // order in which waits began
+    Kind kind{};
     std::string result;  // empty while it waits
   };
   struct Agent {
@@ -102,6 +104,7 @@ class World {
   void settle();
   [[nodiscard]] std::optional<std::vector<struct SleepingThread>> sample() const;
   [[nodiscard]] bool anyone_waits() const;
+  [[nodiscard]] unsigned arrival(const ListedLock& asked) const;
   void collect(const Step& step, Outcome& outcome);
   [[nodiscard]] std::string letter_of(pid_t pid) const;
   [[nodiscard]] std::string path(std::size_t root, const std::string& file) const;
@@ -112,6 +115,7 @@ class World {
   std::map<char, std::unique_ptr<Agent>> agents_;
   std::size_t next_root_{};
   unsigned next_id_{1};
+  unsigned arrivals_{};
 };
 
 // The locks and waiters that a ground at rest still lists although no world is left on it. There
