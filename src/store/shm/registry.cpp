@@ -48,18 +48,30 @@ Result<Registry> Registry::open(const std::string& table) {
   if (!valid_name(table)) return errno_code(EINVAL);
   auto dir = open_directory();
   if (!dir) return dir.error();
-  const std::string name = table + ".table";
-  UniqueFd fd{::openat(dir->get(), name.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600)};
-  if (!fd) return last_errno();
-  return Registry{std::move(fd)};
+  Registry registry{std::move(*dir), table + ".table"};
+  if (const auto r = registry.open_file(); !r) return r.error();
+  return registry;
+}
+
+Result<void> Registry::open_file() {
+  fd_.reset(::openat(dir_.get(), file_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!fd_) return last_errno();
+  return {};
 }
 
 Result<void> Registry::lock() {
-  while (::flock(fd_.get(), LOCK_EX) != 0) {
-    if (errno != EINTR) return last_errno();
+  for (;;) {
+    while (::flock(fd_.get(), LOCK_EX) != 0) {
+      if (errno != EINTR) return last_errno();
+    }
+    struct stat st {};
+    if (::fstat(fd_.get(), &st) != 0) return last_errno();
+    if (st.st_nlink != 0) return {};
+    if (const auto r = open_file(); !r) return r;
   }
-  return {};
 }
+
+void Registry::remove() noexcept { ::unlinkat(dir_.get(), file_.c_str(), 0); }
 
 void Registry::unlock() noexcept { ::flock(fd_.get(), LOCK_UN); }
 

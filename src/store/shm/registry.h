@@ -20,7 +20,8 @@ class Registry {
   // table: [A-Za-z0-9._-]{1,64}, not beginning with a dot, else EINVAL.
   static Result<Registry> open(const std::string& table);
 
-  // Exclusive among all that attach or detach; released by unlock() or death.
+  // Exclusive among all that attach or detach; released by unlock() or death. The file may have
+  // been removed by the last one that left: then it is made anew.
   Result<void> lock();
   void unlock() noexcept;
 
@@ -29,6 +30,9 @@ class Registry {
   Result<void> set_region_name(const std::string& name);
   static Result<std::string> fresh_region_name(const std::string& table);
 
+  // The last one leaves: no name, no file. Locked.
+  void remove() noexcept;
+
   // Locks the slot's byte until this Registry is destroyed or the process dies. EAGAIN: taken.
   Result<void> claim(std::uint32_t slot);
   // Is the daemon that claimed the slot alive? (Never ask for one's own: a lock does not conflict
@@ -36,7 +40,11 @@ class Registry {
   [[nodiscard]] bool alive(std::uint32_t slot) const;
 
  private:
-  explicit Registry(UniqueFd fd) : fd_{std::move(fd)} {}
+  Registry(UniqueFd dir, std::string file) : dir_{std::move(dir)}, file_{std::move(file)} {}
+  Result<void> open_file();
+
+  UniqueFd dir_;
+  std::string file_;
   UniqueFd fd_;
 };
 

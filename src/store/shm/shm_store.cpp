@@ -137,7 +137,7 @@ ShmStore::~ShmStore() {
   }
   if (last) {
     Region::remove(region_name_);
-    if (!registry_.set_region_name("")) log::warn("the table's registry could not be cleared");
+    registry_.remove();
   } else {
     for (MountSlot& other : h.mounts) {
       if (other.id.load() != 0) backend_.ring(other);

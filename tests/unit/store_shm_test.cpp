@@ -1,0 +1,251 @@
+// The shared table at its limits: full, damaged, of another format, squatted.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <functional>
+
+#include "store/shm/layout.h"
+#include "support/store_fixture.h"
+
+namespace latchfs::test {
+namespace {
+
+LockRequest request(LockService& store, std::uint64_t n, std::uint32_t uid = 0) {
+  LockRequest r;
+  r.file = {1, n};
+  r.owner = {store.mount_id(), n + 1, OwnerSpace::kRange};
+  r.mode = LockMode::kExclusive;
+  r.kind = LockKind::kPosix;
+  r.holder.uid = uid;
+  return r;
+}
+std::error_code take(LockService& store, const LockRequest& r) {
+  return store.acquire(r, OnConflict::kRefuse, {}).error();
+}
+
+// Takes locks on new files until refused; how many it got. 0 if refused for another reason.
+std::uint64_t fill(LockService& store) {
+  for (std::uint64_t n = 0; n < 10'000'000; ++n) {
+    const auto ec = take(store, request(store, n));
+    if (ec) return ec == errno_code(ENOLCK) ? n : 0;
+  }
+  return 0;
+}
+
+std::string registry_file(const std::string& table) { return "/run/latchfs/" + table + ".table"; }
+std::string region_path(const std::string& table) {
+  std::ifstream in{registry_file(table)};
+  std::string name;
+  std::getline(in, name);
+  return "/dev/shm/" + name;
+}
+
+// In a child of its own, so that namespaces and identities stay there. True if fn was.
+bool in_child(const std::function<bool()>& fn) {
+  const pid_t pid = ::fork();
+  if (pid == 0) ::_exit(fn() ? 0 : 1);
+  int status = 0;
+  return ::waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+TEST(ShmTable, FullIsEnolckAndGivesEverythingBack) {
+  RecordingSink sink;
+  ShmStore::Options options;
+  options.table = unique_table();
+  options.table_max = shm::kMinRegion;
+  auto store = ShmStore::attach(options, sink);
+  ASSERT_TRUE(store.ok()) << store.error().message();
+  const std::uint64_t first = fill(**store);
+  ASSERT_GT(first, 0u);
+  EXPECT_EQ(*(*store)->verify(), "");
+  for (std::uint64_t n = 0; n < first; ++n) {
+    ASSERT_TRUE((*store)->drop_owner({1, n}, request(**store, n).owner).ok());
+  }
+  const auto empty = (*store)->stats();
+  ASSERT_TRUE(empty.ok());
+  EXPECT_EQ(empty->bytes_used, 0u);
+  EXPECT_GE(fill(**store), first) << "what was given back must be there again";
+}
+
+TEST(ShmTable, FullSharedMemoryIsEnolckNotSigbus) {
+  EXPECT_TRUE(in_child([] {
+    if (::unshare(CLONE_NEWNS) != 0) return false;
+    if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return false;
+    const std::string size = "size=" + std::to_string(shm::kCellsAt + (4 << 20));
+    if (::mount("none", "/dev/shm", "tmpfs", 0, size.c_str()) != 0) return false;
+    RecordingSink sink;
+    const auto store = make_store("shm", sink);
+    return store != nullptr && fill(*store) > 0 && *store->verify() == "";
+  })) << "needs root: a mount namespace of its own";
+}
+
+TEST(ShmTable, NoRoomForTheTableItselfIsAnError) {
+  EXPECT_TRUE(in_child([] {
+    if (::unshare(CLONE_NEWNS) != 0) return false;
+    if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return false;
+    if (::mount("none", "/dev/shm", "tmpfs", 0, "size=1m") != 0) return false;
+    RecordingSink sink;
+    ShmStore::Options options;
+    options.table = unique_table();
+    const auto store = ShmStore::attach(options, sink);
+    ::unlink(registry_file(options.table).c_str());
+    return store.error() == errno_code(ENOSPC);
+  }));
+}
+
+TEST(ShmTable, AUserHasHisShareAndRootHasNoLimit) {
+  RecordingSink sink;
+  ShmStore::Options options;
+  options.table = unique_table();
+  options.table_max = 64 << 20;
+  options.max_locks_per_user = 10;
+  auto store = ShmStore::attach(options, sink);
+  ASSERT_TRUE(store.ok());
+  for (std::uint64_t n = 0; n < 10; ++n) EXPECT_FALSE(take(**store, request(**store, n, 1000)));
+  EXPECT_EQ(take(**store, request(**store, 10, 1000)), errno_code(ENOLCK));
+  EXPECT_FALSE(take(**store, request(**store, 11, 1001)));
+  for (std::uint64_t n = 20; n < 50; ++n) EXPECT_FALSE(take(**store, request(**store, n, 0)));
+  ASSERT_TRUE((*store)->drop_owner({1, 3}, request(**store, 3).owner).ok());
+  EXPECT_FALSE(take(**store, request(**store, 10, 1000)));
+}
+
+TEST(ShmTable, NobodyElseHasRightsAndNothingStays) {
+  const std::string table = unique_table();
+  std::string region;
+  {
+    RecordingSink sink;
+    const auto store = make_store("shm", sink, table);
+    ASSERT_NE(store, nullptr);
+    region = region_path(table);
+    for (const auto& path : {region, registry_file(table)}) {
+      struct stat st {};
+      ASSERT_EQ(::stat(path.c_str(), &st), 0) << path;
+      EXPECT_EQ(st.st_mode & 0777, 0600u) << path;
+      EXPECT_EQ(st.st_uid, ::geteuid()) << path;
+    }
+    struct stat dir {};
+    ASSERT_EQ(::stat("/run/latchfs", &dir), 0);
+    EXPECT_EQ(dir.st_mode & 0077, 0u);
+  }
+  EXPECT_NE(::access(region.c_str(), F_OK), 0);
+  EXPECT_NE(::access(registry_file(table).c_str(), F_OK), 0);
+}
+
+TEST(ShmTable, AnotherFormatIsRefusedWhileUsedAndReplacedAfter) {
+  for (const bool damage : {false, true}) {
+    const std::string table = unique_table();
+    RecordingSink sink;
+    auto first = make_store("shm", sink, table);
+    ASSERT_NE(first, nullptr);
+    {
+      const int fd = ::open(region_path(table).c_str(), O_RDWR | O_CLOEXEC);
+      ASSERT_GE(fd, 0);
+      void* at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+      ::close(fd);
+      ASSERT_NE(at, MAP_FAILED);
+      auto& header = *static_cast<shm::Header*>(at);
+      if (damage) {
+        header.created_at ^= 1;  // the checksum no longer fits
+      } else {
+        header.format += 1;
+        header.checksum = shm::header_checksum(header);
+      }
+      ::munmap(at, 4096);
+    }
+    ShmStore::Options options;
+    options.table = table;
+    options.table_max = 256ULL << 20;
+    RecordingSink other;
+    EXPECT_EQ(ShmStore::attach(options, other).error(), errno_code(damage ? EIO : EPROTO));
+    EXPECT_FALSE(take(*first, request(*first, 1))) << "those who use it go on";
+    const std::string old = region_path(table);
+    // Gone without a word: the table stays behind, and the next mount replaces it.
+    ASSERT_TRUE(in_child([&] { return true; }));
+    first.reset();
+    auto again = ShmStore::attach(options, other);
+    ASSERT_TRUE(again.ok()) << again.error().message();
+    EXPECT_NE(::access(old.c_str(), F_OK), 0);
+  }
+}
+
+TEST(ShmTable, NamesThatCouldEscapeAreRefused) {
+  RecordingSink sink;
+  for (const char* name : {"", ".", "..", ".hidden", "a/b", "../x", "a b", "a\n"}) {
+    ShmStore::Options options;
+    options.table = name;
+    EXPECT_EQ(ShmStore::attach(options, sink).error(), errno_code(EINVAL)) << name;
+  }
+}
+
+TEST(ShmTable, ADirectoryThatOthersOwnOrWriteIsRefused) {
+  const std::string dir = ::testing::TempDir() + "latchfs-runtime-" + std::to_string(::getpid());
+  ASSERT_EQ(::mkdir(dir.c_str(), 0777), 0);
+  ASSERT_EQ(::mkdir((dir + "/latchfs").c_str(), 0700), 0);  // root's: squatted for the user
+  ASSERT_EQ(::chmod(dir.c_str(), 0777), 0);
+  const auto attach_as_nobody = [&](int expected) {
+    return in_child([&] {
+      if (::setresgid(65534, 65534, 65534) != 0 || ::setresuid(65534, 65534, 65534) != 0) {
+        return false;
+      }
+      ::setenv("XDG_RUNTIME_DIR", dir.c_str(), 1);
+      RecordingSink sink;
+      ShmStore::Options options;
+      options.table = unique_table();
+      options.table_max = 64 << 20;
+      return ShmStore::attach(options, sink).error().value() == expected;
+    });
+  };
+  EXPECT_TRUE(attach_as_nobody(EACCES));
+  ASSERT_EQ(::chmod((dir + "/latchfs").c_str(), 0755), 0);
+  EXPECT_TRUE(attach_as_nobody(EPERM));
+  ASSERT_EQ(::chown((dir + "/latchfs").c_str(), 65534, 65534), 0);
+  ASSERT_EQ(::chmod((dir + "/latchfs").c_str(), 0777), 0);
+  EXPECT_TRUE(attach_as_nobody(EPERM));
+  ASSERT_EQ(::chmod((dir + "/latchfs").c_str(), 0700), 0);
+  EXPECT_TRUE(attach_as_nobody(0));
+  ::rmdir((dir + "/latchfs").c_str());
+  ::rmdir(dir.c_str());
+}
+
+TEST(ShmTable, TwoMountsSeeGrantAndWakeEachOther) {
+  const std::string table = unique_table();
+  RecordingSink sink_a;
+  RecordingSink sink_b;
+  const auto a = make_store("shm", sink_a, table);
+  const auto b = make_store("shm", sink_b, table);
+  ASSERT_NE(a, nullptr);
+  ASSERT_NE(b, nullptr);
+  auto ra = request(*a, 1);
+  auto rb = request(*b, 1);
+  ASSERT_FALSE(take(*a, ra));
+  for (std::uint64_t round = 1; round <= 200; ++round) {
+    auto got = b->acquire(rb, OnConflict::kQueue, WaiterToken{round});
+    ASSERT_TRUE(got.ok() && std::holds_alternative<Queued>(*got));
+    ASSERT_TRUE(a->release(ra.file, ra.owner, ByteRange{}).ok());
+    ASSERT_EQ(sink_b.await(round), 0);
+    got = a->acquire(ra, OnConflict::kQueue, WaiterToken{round});
+    ASSERT_TRUE(got.ok() && std::holds_alternative<Queued>(*got));
+    ASSERT_TRUE(b->release(rb.file, rb.owner, ByteRange{}).ok());
+    ASSERT_EQ(sink_a.await(round), 0);
+  }
+  // A deadlock across the two.
+  auto other_a = request(*a, 2);
+  other_a.owner = ra.owner;
+  auto other_b = request(*b, 2);
+  other_b.owner = rb.owner;
+  ASSERT_FALSE(take(*b, other_b));
+  ASSERT_TRUE(
+      std::holds_alternative<Queued>(*b->acquire(rb, OnConflict::kQueue, WaiterToken{1001})));
+  EXPECT_TRUE(std::holds_alternative<Deadlock>(
+      *a->acquire(other_a, OnConflict::kQueue, WaiterToken{1002})));
+  EXPECT_EQ(*a->verify(), "");
+}
+
+}  // namespace
+}  // namespace latchfs::test
