@@ -12,13 +12,13 @@ readonly test_packages=("${build_packages[@]}" libgtest-dev libgmock-dev clang-1
   ccache git python3 shellcheck acl attr jq e2fsprogs util-linux procps)
 # shellcheck disable=SC2034
 readonly demo_packages=("${build_packages[@]}" git make gcc libc6-dev sqlite3 rsync jq python3
-  util-linux)
+  util-linux bsdextrautils)
 # shellcheck disable=SC2034
 readonly bench_packages=("${build_packages[@]}" libgtest-dev bindfs mergerfs python3)
 
 say() { printf '%s\n' "$*"; }
 die() {
-  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  printf 'scripts/%s: %s\n' "${0##*/}" "$*" >&2
   exit 1
 }
 
