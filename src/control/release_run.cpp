@@ -154,6 +154,11 @@ Outcome run_release(const Context& context, const ReleaseRequest& request, const
     return refuse(EBUSY, ref, "an operation in flight is no lock; it ends by itself");
   }
 
+  // flock(2) knows whole files only: a rest would hold up everybody all the same.
+  if (request.owner.space == OwnerSpace::kFlock && request.range != ByteRange{}) {
+    return refuse(EINVAL, ref, "a flock lock has no parts: release it with offset 0 and size 0");
+  }
+
   // The holder may have changed its locks since they were listed. It is still the same process:
   // owner ids are not given out again while the table lives, and the kernel's lock owner inside
   // one stays with its files table. So what is broken now is what the same holder, who was

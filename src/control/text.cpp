@@ -45,31 +45,29 @@ void append_u00(std::string& out, unsigned char code) {
   out += kHexLower[code & 15];
 }
 
-void append_ascii(std::string& out, char ch) {
+// Printable ASCII that JSON takes as it is.
+bool is_plain(char ch) { return ch >= 0x20 && ch < 0x7F && ch != '"' && ch != '\\'; }
+
+void append_escaped(std::string& out, char ch) {
   switch (ch) {
     case '"':
       out += "\\\"";
-      return;
+      break;
     case '\\':
       out += "\\\\";
-      return;
+      break;
     case '\n':
       out += "\\n";
-      return;
+      break;
     case '\t':
       out += "\\t";
-      return;
+      break;
     case '\r':
       out += "\\r";
-      return;
-    default:
       break;
-  }
-  const auto byte = static_cast<unsigned char>(ch);
-  if (byte < 0x20 || byte == 0x7F) {
-    append_u00(out, byte);
-  } else {
-    out += ch;
+    default:
+      append_u00(out, static_cast<unsigned char>(ch));
+      break;
   }
 }
 
@@ -103,6 +101,11 @@ void append_json_string(std::string& out, std::string_view bytes) {
   out += '"';
   std::size_t i = 0;
   while (i < bytes.size()) {
+    std::size_t plain = i;
+    while (plain < bytes.size() && is_plain(bytes[plain])) ++plain;
+    out.append(bytes, i, plain - i);
+    i = plain;
+    if (i == bytes.size()) break;
     const std::size_t length = sequence_length(bytes, i);
     if (length == 0) {
       out += kReplacement;
@@ -110,7 +113,7 @@ void append_json_string(std::string& out, std::string_view bytes) {
       continue;
     }
     if (length == 1) {
-      append_ascii(out, bytes[i]);
+      append_escaped(out, bytes[i]);
     } else if (length == 2 && at(bytes, i) == 0xC2 && at(bytes, i + 1) < 0xA0) {
       append_u00(out, at(bytes, i + 1));
     } else {

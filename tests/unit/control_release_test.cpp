@@ -261,6 +261,20 @@ TEST_F(ControlRelease, AnOperationInFlightIsNoLock) {
   EXPECT_EQ(world.locks.grants().size(), 1U);
 }
 
+TEST_F(ControlRelease, AFlockLockGoesAsAWhole) {
+  world.locks.clear();
+  held.owner.space = OwnerSpace::kFlock;
+  held.kind = LockKind::kFlock;
+  held.range = ByteRange{};
+  owner = to_string(held.owner);
+  world.locks.add(held);
+  EXPECT_EQ(world.echo(query("0", "100")), EINVAL);
+  EXPECT_EQ(world.echo(query("1", "0")), EINVAL);
+  expect_untouched();
+  EXPECT_EQ(world.echo(query("0", "0")), 0);
+  EXPECT_TRUE(world.locks.grants().empty());
+}
+
 TEST_F(ControlRelease, FencesUnlessTheHolderItselfAsks) {
   struct Case {
     Caller caller;
