@@ -104,10 +104,8 @@ bool Launcher::ready() noexcept {
 }
 
 void Launcher::failed(std::string_view line) noexcept {
-  if (!pipe_) {
-    print_line(line);
-    return;
-  }
+  if (!background_) print_line(line);
+  if (!pipe_) return;
   // The line could not be sent: the parent is gone, and with it whoever would read.
   if (write_all(pipe_.get(), std::string_view{&kFailed, 1})) write_all(pipe_.get(), line);
   pipe_.reset();

@@ -28,12 +28,13 @@ class Launcher {
   // False if the parent is gone already (interrupted): nobody wants the mount any more.
   [[nodiscard]] bool ready() noexcept;
 
-  // It came to nothing: the parent prints the line and ends with 1.
+  // It came to nothing: the parent prints the line and ends with 1. After the last word: nothing.
   void failed(std::string_view line) noexcept;
 
  private:
-  explicit Launcher(UniqueFd pipe) : pipe_{std::move(pipe)} {}
+  explicit Launcher(UniqueFd pipe) : pipe_{std::move(pipe)}, background_{bool(pipe_)} {}
   UniqueFd pipe_;  // invalid in the foreground and after the last word
+  bool background_;
 };
 
 }  // namespace latchfs::daemon

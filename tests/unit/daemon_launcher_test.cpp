@@ -73,6 +73,7 @@ TEST(Launcher, TheCommandPrintsWhatFailed) {
   const Outcome out = run(true, [](Launcher& launcher) {
     launcher.warn("mind the gap");
     launcher.failed("no mount: Operation not permitted");
+    launcher.failed("and then the session ended");  // a consequence: one line is enough
     return 0;
   });
   EXPECT_EQ(out.status, 1);
