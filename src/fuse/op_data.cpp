@@ -55,8 +55,7 @@ Result<void> do_read(Reply& reply, const OpenFile& file, std::size_t size, off_t
 
 Result<std::size_t> do_write(const OpenFile& file, std::string_view data, off_t offset, int flags,
                              const Caller& caller) {
-  return posix::write_at(file.fd.get(), data.data(), data.size(), offset, flags,
-                         file.sgid_by_groups, caller);
+  return posix::write_at(file.fd.get(), data.data(), data.size(), offset, flags, caller);
 }
 
 }  // namespace

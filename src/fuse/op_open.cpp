@@ -25,7 +25,6 @@ Result<OpenFilePtr> enter(FileSystem& fs, UniqueFd fd, std::uint64_t node, const
   file->sequence = fs.opens.fetch_add(1, std::memory_order_relaxed) + 1;
   file->flags = info.flags;
   file->opener = opener;
-  file->sgid_by_groups = (st->st_mode & (S_ISGID | S_IXGRP)) == S_ISGID;
   if (!fs.inodes->has_handles(st->st_dev)) {
     auto pin = fs.inodes->pin(node);
     if (!pin) return pin.error();

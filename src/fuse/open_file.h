@@ -30,9 +30,6 @@ struct OpenFile {
   std::uint64_t sequence{};  // of opens, per mount: later is larger
   int flags{};               // open(2)'s, as the kernel gave them at open
   Caller opener;
-  // Set-group-ID without group execution at open: whether a write clears it depends on the
-  // writer's groups (setattr_should_drop_sgid()).
-  bool sgid_by_groups{};
   posix::PinPtr pin;  // only where files are not found by handle: what keeps node usable
   LockData locks;
 

@@ -22,24 +22,46 @@ Result<void> change_owner(const FileRef& file, const AttrChange& change, const C
   const uid_t uid = change.uid.value_or(static_cast<uid_t>(-1));
   const gid_t gid = change.gid.value_or(static_cast<gid_t>(-1));
   const int fd = file.path_fd >= 0 ? file.path_fd : file.open_fd;
-  return outcome(as_caller(caller, Groups::kOnDemand,
+  return outcome(as_caller(caller, groups_for(fd),
                            [&]() -> long { return ::fchownat(fd, "", uid, gid, AT_EMPTY_PATH); }));
+}
+
+// A kernel that clears set-ID bits itself (libfuse before 3.17 cannot tell it that we do) sends the
+// new mode on behalf of whoever writes, cuts or gives away the file, who need not be the owner.
+bool only_clears_set_id(int fd, mode_t mode) {
+  constexpr mode_t kSetId = S_ISUID | S_ISGID;
+  const auto st = stat_of(fd);
+  if (!st) return false;
+  const mode_t now = st->st_mode & 07777;
+  return (now & ~kSetId) == (mode & ~kSetId) && (mode & ~now) == 0;
 }
 
 Result<void> change_mode(const FileRef& file, mode_t mode, const Caller& caller) {
   // A set-group-ID bit is dropped without a word if the file's group is not one of the caller's.
   const Groups groups = (mode & S_ISGID) != 0 ? Groups::kNow : Groups::kOnDemand;
-  return outcome(as_caller(caller, groups, [&]() -> long {
+  const auto attempt = [&]() -> long {
     if (file.open_fd >= 0) return ::fchmod(file.open_fd, mode);
     return ::fchmodat(self_fds(), FdName{file.path_fd}.c_str(), mode, 0);
-  }));
+  };
+  const auto r = as_caller(caller, groups, attempt);
+  const int fd = file.open_fd >= 0 ? file.open_fd : file.path_fd;
+  if (r || r.error() != errno_code(EPERM) || !only_clears_set_id(fd, mode)) return outcome(r);
+  become_daemon();
+  return done(attempt());
 }
 
 Result<void> change_size(const FileRef& file, off_t size, const Caller& caller) {
-  return outcome(as_caller(caller, Groups::kOnDemand, [&]() -> long {
-    if (file.open_fd >= 0 && file.writable) return ::ftruncate(file.open_fd, size);
-    return ::truncate(FdName{file.path_fd}.absolute(), size);
-  }));
+  const bool by_fd = file.open_fd >= 0 && file.writable;
+  const int fd = by_fd ? file.open_fd : file.path_fd;
+  const auto attempt = [&]() -> long {
+    return by_fd ? ::ftruncate(fd, size) : ::truncate(FdName{fd}.absolute(), size);
+  };
+  const auto r = as_caller(caller, groups_for(fd), attempt);
+  // truncate(2) of one's own read-only file does not come here, the kernel has refused it; what
+  // comes is nfsd (NFSD_MAY_OWNER_OVERRIDE).
+  if (r || r.error() != errno_code(EACCES) || !is_owner(fd, caller)) return outcome(r);
+  become_daemon();
+  return done(attempt());
 }
 
 Result<void> change_times(const FileRef& file, const AttrChange& change, const Caller& caller) {
@@ -72,11 +94,11 @@ Result<void> change_attributes(const FileRef& file, const AttrChange& change,
   if (change.owner) {
     if (auto r = change_owner(file, change, caller); !r) return r;
   }
-  if (change.mode) {
-    if (auto r = change_mode(file, *change.mode, caller); !r) return r;
-  }
   if (change.size) {
     if (auto r = change_size(file, *change.size, caller); !r) return r;
+  }
+  if (change.mode) {
+    if (auto r = change_mode(file, *change.mode, caller); !r) return r;
   }
   if (change.times) return change_times(file, change, caller);
   return {};
@@ -94,6 +116,11 @@ Result<struct statvfs> file_system_of(int path_fd) {
   struct statvfs sv {};
   if (::fstatvfs(path_fd, &sv) < 0) return last_errno();
   return sv;
+}
+
+bool is_owner(int fd, const Caller& caller) {
+  const auto st = stat_of(fd);
+  return st && st->st_uid == caller.uid;
 }
 
 Result<void> check_access(int path_fd, int mask, const Caller& caller) {

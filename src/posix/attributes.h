@@ -23,8 +23,8 @@ struct FileRef {
   bool writable{};  // open_fd is
 };
 
-// Only what is set changes. Applied in this order, so that a new mode is not undone by the owner's
-// change; the first failure ends it.
+// Only what is set changes: owner, size, mode, times, so that a new mode is not undone by the others;
+// the first failure ends it.
 struct AttrChange {
   std::optional<uid_t> uid;
   std::optional<gid_t> gid;
@@ -39,6 +39,9 @@ Result<void> change_attributes(const FileRef& file, const AttrChange& change, co
 
 [[nodiscard]] Result<std::string> read_link(int path_fd);
 [[nodiscard]] Result<struct statvfs> file_system_of(int path_fd);
+
+// Who owns a file may do with it what nfsd lets an owner do: he could change its mode first.
+[[nodiscard]] bool is_owner(int fd, const Caller& caller);
 
 // access(2) with the caller's effective ids. mask: R_OK | W_OK | X_OK.
 Result<void> check_access(int path_fd, int mask, const Caller& caller);

@@ -1,5 +1,6 @@
 #include "posix/credentials.h"
 
+#include <fcntl.h>
 #include <linux/capability.h>
 #include <sched.h>
 #include <sys/stat.h>
@@ -28,7 +29,7 @@ struct Self {
   bool own_fs{};      // CLONE_FS unshared
   bool knows_mask{};  // mask below is in force
   bool has_groups{};  // the caller's groups are set
-  bool has_caps{};    // the caller's capabilities are set on top
+  bool has_caps{};    // the caller's capabilities are in force
   uid_t fsuid{};
   gid_t fsgid{};
   mode_t mask{};
@@ -57,6 +58,10 @@ std::uint64_t effective_of(const CapData& caps) noexcept {
   return caps[0].effective | (static_cast<std::uint64_t>(caps[1].effective) << 32);
 }
 
+std::uint64_t permitted_of(const CapData& caps) noexcept {
+  return caps[0].permitted | (static_cast<std::uint64_t>(caps[1].permitted) << 32);
+}
+
 // setfsuid() does not tell whether it worked: ask. (uid_t)-1 changes nothing.
 bool set_fsuid(uid_t uid) noexcept {
   ::syscall(SYS_setfsuid, uid);
@@ -79,6 +84,13 @@ bool prepare() noexcept {
 }
 
 }  // namespace
+
+Groups groups_for(int fd) noexcept {
+  struct stat st {};
+  const bool set_id =
+      ::fstatat(fd, "", &st, AT_EMPTY_PATH) == 0 && (st.st_mode & (S_ISUID | S_ISGID)) != 0;
+  return set_id ? Groups::kNow : Groups::kOnDemand;
+}
 
 void become_daemon() noexcept {
   if (!daemon_is_root()) return;
@@ -121,20 +133,21 @@ Result<void> become(const Caller& caller, Groups groups) noexcept {
     if (!set_fsuid(caller.uid)) return errno_code(EAGAIN);
     t_self.fsuid = caller.uid;
   }
-  if (groups == Groups::kNow) add_groups(caller);
+  if (groups == Groups::kNow) take_rest(caller);
   return {};
 }
 
-bool add_groups(const Caller& caller) noexcept {
-  if (!daemon_is_root() || caller.uid == 0) return false;
+bool take_rest(const Caller& caller) noexcept {
+  if (!daemon_is_root()) return false;
   try {
     const auto status = status_of(caller);
     if (!status) return false;
     CapData caps{};
-    const std::uint64_t more = status->effective_caps & kFileCaps;
-    if (more != 0 && get_caps(caps)) {
-      t_self.has_caps = set_effective(caps, effective_of(caps) | more);
-    }
+    if (!get_caps(caps)) return false;
+    const std::uint64_t now = effective_of(caps);
+    const std::uint64_t theirs =
+        (now & ~kFileCaps) | (status->effective_caps & kFileCaps & permitted_of(caps));
+    if (theirs != now) t_self.has_caps = set_effective(caps, theirs);
     if (!status->groups.empty()) {
       t_self.has_groups =
           ::syscall(SYS_setgroups, status->groups.size(), status->groups.data()) == 0;
@@ -145,16 +158,17 @@ bool add_groups(const Caller& caller) noexcept {
   return t_self.has_caps || t_self.has_groups;
 }
 
-void drop_groups() noexcept {
+void drop_rest() noexcept {
   if (t_self.has_groups) {
     t_self.has_groups = false;
     if (::syscall(SYS_setgroups, 0, nullptr) != 0) t_self.prepared = false;
   }
-  if (t_self.has_caps) {
-    t_self.has_caps = false;
-    CapData caps{};
-    if (get_caps(caps)) set_effective(caps, effective_of(caps) & ~kFileCaps);
-  }
+  if (!t_self.has_caps) return;
+  t_self.has_caps = false;
+  CapData caps{};
+  if (!get_caps(caps)) return;
+  const std::uint64_t others = effective_of(caps) & ~kFileCaps;
+  set_effective(caps, t_self.fsuid == 0 ? others | (permitted_of(caps) & kFileCaps) : others);
 }
 
 }  // namespace detail

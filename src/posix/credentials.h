@@ -18,9 +18,14 @@
 
 namespace latchfs::posix {
 
-// Supplementary groups cost a read of /proc. kOnDemand tries without them and again with them if
-// that was refused; kNow is for calls whose *success* depends on them (set-group-ID bits).
+// Supplementary groups and capabilities cost a read of /proc. kOnDemand tries with uid and gid
+// alone (root's uid: with root's capabilities, the kernel has checked his) and again with all if
+// that was refused. kNow is for calls that do different things to different callers when they
+// succeed: set-ID bits stay or go by groups and CAP_FSETID.
 enum class Groups : std::uint8_t { kOnDemand, kNow };
+
+// What writing to this file, cutting it or changing its owner calls for.
+[[nodiscard]] Groups groups_for(int fd) noexcept;
 
 // The daemon itself: root's file capabilities are in force (open_by_handle_at, any lookup).
 void become_daemon() noexcept;
@@ -31,9 +36,9 @@ Result<void> set_umask(mode_t mask) noexcept;
 namespace detail {
 // EOVERFLOW for ids that the daemon's user namespace does not know.
 Result<void> become(const Caller& caller, Groups groups) noexcept;
-// Adds what the caller's thread has besides uid and gid. False: nothing was to be added.
-bool add_groups(const Caller& caller) noexcept;
-void drop_groups() noexcept;
+// Takes on what the caller's thread has besides uid and gid. False: no more than there was.
+bool take_rest(const Caller& caller) noexcept;
+void drop_rest() noexcept;
 }  // namespace detail
 
 // Runs `call` (returns -1 with errno, or a value) as the caller. It may be run twice, so it must
@@ -44,11 +49,11 @@ template <class Call>
   long value = call();
   int err = errno;
   const bool refused = value < 0 && (err == EACCES || err == EPERM);
-  if (refused && groups == Groups::kOnDemand && detail::add_groups(caller)) {
+  if (refused && groups == Groups::kOnDemand && detail::take_rest(caller)) {
     value = call();
     err = errno;
   }
-  detail::drop_groups();
+  detail::drop_rest();
   if (value < 0) return errno_code(err);
   return value;
 }

@@ -28,17 +28,16 @@ int write_flags(int flags) {
 }  // namespace
 
 Result<std::size_t> write_at(int fd, const char* data, std::size_t size, off_t offset, int flags,
-                             bool keep_groups, const Caller& caller) {
+                             const Caller& caller) {
   if (auto r = follow_append(fd, flags); !r) return r.error();
   const struct iovec all { const_cast<char*>(data), size };
-  const auto written =
-      as_caller(caller, keep_groups ? Groups::kNow : Groups::kOnDemand, [&]() -> long {
-        ssize_t n = 0;
-        do {
-          n = ::pwritev2(fd, &all, 1, offset, write_flags(flags));
-        } while (n < 0 && errno == EINTR);
-        return n;
-      });
+  const auto written = as_caller(caller, groups_for(fd), [&]() -> long {
+    ssize_t n = 0;
+    do {
+      n = ::pwritev2(fd, &all, 1, offset, write_flags(flags));
+    } while (n < 0 && errno == EINTR);
+    return n;
+  });
   if (!written) return written.error();
   return static_cast<std::size_t>(*written);
 }
@@ -56,14 +55,14 @@ Result<std::size_t> read_at(int fd, char* data, std::size_t size, off_t offset) 
 }
 
 Result<void> allocate(int fd, int mode, off_t offset, off_t length, const Caller& caller) {
-  return as_caller(caller, Groups::kOnDemand,
+  return as_caller(caller, groups_for(fd),
                    [&]() -> long { return ::fallocate(fd, mode, offset, length); })
       .error();
 }
 
 Result<std::size_t> copy_range(int from, off_t from_offset, int to, off_t to_offset,
                                std::size_t size, unsigned flags, const Caller& caller) {
-  const auto copied = as_caller(caller, Groups::kOnDemand, [&]() -> long {
+  const auto copied = as_caller(caller, groups_for(to), [&]() -> long {
     off64_t in = from_offset;
     off64_t out = to_offset;
     return ::copy_file_range(from, &in, to, &out, size, flags);

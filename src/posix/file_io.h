@@ -12,10 +12,9 @@ namespace latchfs::posix {
 
 // flags: those of the request, which follow fcntl(F_SETFL) and RWF_*SYNC: O_APPEND writes at the
 // end whatever the offset says, O_SYNC and O_DSYNC hold for this write. May write less (a full
-// disk). keep_groups: the file has set-group-ID without group execution, which a write keeps or
-// drops by the writer's groups.
+// disk). Set-ID bits go as the backing file system says.
 [[nodiscard]] Result<std::size_t> write_at(int fd, const char* data, std::size_t size, off_t offset,
-                                           int flags, bool keep_groups, const Caller& caller);
+                                           int flags, const Caller& caller);
 
 // Less than size only at the end of the file.
 [[nodiscard]] Result<std::size_t> read_at(int fd, char* data, std::size_t size, off_t offset);

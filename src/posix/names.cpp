@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "posix/attributes.h"
 #include "posix/credentials.h"
 #include "posix/sys.h"
 
@@ -79,6 +80,10 @@ Result<UniqueFd> open_file(int path_fd, int flags, const Caller& caller) {
   const auto attempt = [&]() -> long { return ::openat(self_fds(), name.c_str(), backing); };
   const auto fd = as_caller(caller, Groups::kOnDemand, attempt);
   if (fd || fd.error() != errno_code(EACCES)) return fd_or_error(fd);
+  const bool reading = (flags & O_ACCMODE) == O_RDONLY;
+  if (!is_owner(path_fd, caller) && !(reading && check_access(path_fd, X_OK, caller))) {
+    return fd.error();
+  }
   become_daemon();
   return fd_or_error(checked(attempt()));
 }

@@ -27,10 +27,10 @@ Result<void> rename_entry(int from_dir, const char* from, int to_dir, const char
 // open(2) of a regular file that a pin holds. Flags that make or empty files are dropped, O_DIRECT
 // too (the kernel's buffers are not aligned for the backing file system).
 //
-// As the caller; if that is refused, as the daemon: the kernel has checked his right before it
-// asked us (default_permissions is always in force, FUSE_CAP_POSIX_ACL brings it), and it lets
-// more happen than his ids tell: running a program he may not read (execve(2)), an NFS client
-// writing the read-only file it just made.
+// As the caller. The kernel has checked his right before it asked us (default_permissions is always
+// in force, FUSE_CAP_POSIX_ACL brings it), and lets two more things happen than his rights tell:
+// running a program he may not read (execve(2); nfsd lets its clients read what they may run), and
+// an NFS client writing the read-only file it made and owns. Those are opened as the daemon.
 [[nodiscard]] Result<UniqueFd> open_file(int path_fd, int flags, const Caller& caller);
 
 // As the daemon: reading was checked by the kernel. Of flags only O_NOATIME counts.
