@@ -1,5 +1,8 @@
 #include "fuzz/control_targets.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+
 #include <array>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -35,10 +38,10 @@ void url(std::string_view bytes) {
 
 void json_text(std::string_view bytes) {
   const std::string text = json_string(bytes);
-  must(nlohmann::json::accept(text), "a JSON string is JSON");
+  must(testing::is_json(text), "a JSON string is JSON");
   must(text.find('\n') == std::string::npos, "a JSON string is one line");
-  if (nlohmann::json::accept("\"" + std::string{bytes} + "\"")) {
-    must(nlohmann::json::parse(text).get<std::string>() == bytes ||
+  if (testing::is_json("\"" + std::string{bytes} + "\"")) {
+    must(testing::parse_json(text).get<std::string>() == bytes ||
              bytes.find('\\') != std::string_view::npos,
          "well-formed text stays");
   }
@@ -86,8 +89,7 @@ void owner(std::string_view bytes) {
 void json(std::string_view bytes) {
   const auto state = check_json(bytes);
   const bool has_nul = bytes.find('\0') != std::string_view::npos;
-  must(std::holds_alternative<Complete>(state) ==
-           (!has_nul && nlohmann::json::accept(bytes.begin(), bytes.end())),
+  must(std::holds_alternative<Complete>(state) == (!has_nul && testing::is_json(bytes)),
        "complete is what the library accepts");
   if (std::holds_alternative<Complete>(state)) {
     const auto end = bytes.find_last_not_of(" \t\r\n");
@@ -162,7 +164,7 @@ void tree(std::string_view bytes) {
       const auto text = tree.read(*fh, 0, 1 << 20);
       must(text.ok() && text->size() == static_cast<std::size_t>(node->attr.st_size),
            "the size is the text's");
-      if (name == asked) must(nlohmann::json::accept(*text), "a listing is JSON");
+      if (name == asked) must(testing::is_json(*text), "a listing is JSON");
       tree.release(*fh);
       tree.forget(node->node, 1);
     }
@@ -173,7 +175,7 @@ void tree(std::string_view bytes) {
   const int err = tree.write(fh, 0, bytes, testing::kBob).error().value();
   must(write_errors.count(err) == 1, "an errno of write");
   must(write_errors.count(tree.flush(fh, testing::kBob).error().value()) == 1, "or of close");
-  must(nlohmann::json::accept(tree.read(fh, 0, 1 << 20).value()), "a reply is JSON");
+  must(testing::is_json(tree.read(fh, 0, 1 << 20).value()), "a reply is JSON");
   tree.release(fh);
   must(world.locks.breaks().empty() && world.cat("list") == before,
        "a stranger's bytes change nothing");

@@ -1,4 +1,7 @@
+#include <fcntl.h>
 #include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
 
 #include "support/control_world.h"
 
@@ -98,7 +101,7 @@ TEST(ControlList, OddNamesGiveValidJson) {
   world.locks.add(held);
   const std::string text = world.cat("list");
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 4);
-  const json listing = json::parse(text);
+  const json listing = parse_json(text);
   EXPECT_EQ(listing["grants"][0]["path"], "/a\"\n\\b");
   EXPECT_EQ(listing["grants"][1]["path"], "/caf\uFFFD");
   EXPECT_EQ(listing["grants"][1]["comm"], std::string(16, 'x'));

@@ -1,9 +1,12 @@
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <thread>
 
+#include "base/log.h"
 #include "support/control_world.h"
 
 namespace latchfs::testing {
@@ -27,7 +30,7 @@ class ControlRelease : public ::testing::Test {
   }
   std::string object(const std::string& offset = "0", const std::string& size = "0",
                      const std::string& ref = "/a/b") const {
-    return json{{"ref", ref}, {"offset", offset}, {"size", size}, {"owner_id", owner}}.dump();
+    return dump(json{{"ref", ref}, {"offset", offset}, {"size", size}, {"owner_id", owner}});
   }
   json reply(const Caller& caller = kRoot) { return world.json("reply", caller); }
   void expect_untouched() {
@@ -54,9 +57,9 @@ TEST_F(ControlRelease, JsonAndQueryForm) {
   world.locks.add(held);
   EXPECT_EQ(world.echo(query() + "\r\n"), 0);
   world.locks.add(held);
-  const std::string numbers =
-      json{{"ref", file.ino}, {"offset", 0}, {"size", 100}, {"owner_id", owner}, {"snapshot", ""}}
-          .dump(2);
+  const std::string numbers = dump(
+      json{{"ref", file.ino}, {"offset", 0}, {"size", 100}, {"owner_id", owner}, {"snapshot", ""}},
+      2);
   EXPECT_EQ(world.echo("\n " + numbers + " \n\n"), 0) << "integers, white space, a file id";
   EXPECT_TRUE(world.locks.grants().empty());
 }
@@ -87,9 +90,9 @@ TEST_F(ControlRelease, TheMountPointMayStandInFront) {
 
 TEST_F(ControlRelease, AllFourAreRequired) {
   for (const std::string key : {"ref", "offset", "size", "owner_id"}) {
-    json request = json::parse(object());
+    json request = parse_json(object());
     request.erase(key);
-    EXPECT_EQ(world.echo(request.dump()), EINVAL) << key;
+    EXPECT_EQ(world.echo(dump(request)), EINVAL) << key;
     EXPECT_NE(reply()["error"]["user_message"].get<std::string>().find(key + " is missing"),
               std::string::npos);
     EXPECT_EQ(reply()["error"]["code"], "400");
@@ -99,9 +102,9 @@ TEST_F(ControlRelease, AllFourAreRequired) {
 
 TEST_F(ControlRelease, BadInputIsEinvalAndChangesNothing) {
   const auto with = [this](const std::string& key, const json& value) {
-    json request = json::parse(object());
+    json request = parse_json(object());
     request[key] = value;
-    return request.dump();
+    return dump(request);
   };
   const std::vector<std::string> bad{"[]",
                                      "\"x\"",
@@ -397,13 +400,13 @@ TEST_F(ControlRelease, TheReplyIsReadFromTheSameDescriptor) {
       if (part.empty()) break;
       text += part;
     }
-    EXPECT_EQ(json::parse(text)["count"], 1);
+    EXPECT_EQ(parse_json(text)["count"], 1);
     EXPECT_EQ(text, world.cat("reply"));
     EXPECT_EQ(text, world.cat("release"));
     EXPECT_EQ(*world.tree().read(fh, 0, 100'000), text) << "rewound";
     // A second request: its own reply, found where the reader stands now.
     ASSERT_FALSE(world.tree().write(fh, 500, "nonsense\n", kRoot).ok());
-    const auto again = json::parse(*world.tree().read(fh, 700, 100'000));
+    const auto again = parse_json(*world.tree().read(fh, 700, 100'000));
     EXPECT_EQ(again["error"]["code"], "400");
     world.tree().release(fh);
   }
@@ -431,7 +434,7 @@ TEST_F(ControlRelease, ATableThatFails) {
   const auto node = control::kControlBit | 5;
   const auto fh = world.tree().open(node, O_RDWR, kRoot).value();
   EXPECT_EQ(world.tree().write(fh, 0, query() + "\n", kRoot).error().value(), EIO);
-  EXPECT_EQ(json::parse(*world.tree().read(fh, 0, 10'000))["error"]["code"], "500");
+  EXPECT_EQ(parse_json(*world.tree().read(fh, 0, 10'000))["error"]["code"], "500");
 }
 
 TEST_F(ControlRelease, EveryReleaseIsLoggedAndCannotBeForged) {

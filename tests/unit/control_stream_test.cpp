@@ -1,6 +1,8 @@
 // Listings larger than what is rendered whole: made as they are read.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
 
@@ -36,7 +38,7 @@ TEST_F(ControlStream, IsCompleteAndAsLongAsItsSize) {
   const std::string text = world_->cat("list");
   EXPECT_GT(text.size(), std::size_t{8} << 20);
   EXPECT_EQ(static_cast<std::size_t>(world_->walk("list")->attr.st_size), text.size());
-  const auto parsed = nlohmann::json::parse(text);
+  const auto parsed = parse_json(text);
   EXPECT_EQ(parsed["grants"].size(), kGrants);
   EXPECT_EQ(world_->cat("list", kRoot, 4096), text);
   EXPECT_EQ(world_->cat("list", kRoot, 999'999), text);
@@ -155,7 +157,7 @@ TEST(ControlBusy, ReadersAndChangesAtTheSameTime) {
             "ref=%2Ff&offset=0&size=1&owner_id=" + to_string(OwnerId{1, key, OwnerSpace::kRange}) +
             "\n";
         EXPECT_TRUE(tree.write(fh, 0, request, me).ok());
-        EXPECT_EQ(nlohmann::json::parse(*tree.read(fh, 0, 100'000))["count"], 1);
+        EXPECT_EQ(parse_json(*tree.read(fh, 0, 100'000))["count"], 1);
         tree.release(fh);
         tree.getattr(release, me).value();
       }
