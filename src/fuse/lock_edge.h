@@ -101,6 +101,7 @@ class LockEdge {
  private:
   Result<std::optional<IoPass>> admit_checked(const IoRequest& io, Reply& reply,
                                               const std::function<Resume()>& make_resume);
+  std::uint64_t owner_by_process(FileId file, pid_t tid);
   // Asks for the lock and answers, now or when the wait is over.
   void take(Reply reply, const LockRequest& request, bool wait);
   // Asks again until the deadline while all that is in the way is about to go.

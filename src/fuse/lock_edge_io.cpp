@@ -1,4 +1,4 @@
-// enforce=mandatory: reads and writes wait for, or are refused by, other owners' byte-range locks.
+// enforce=mandatory: reads wait for other owners' byte-range locks, writes are refused by them.
 //
 // An operation enters the table as a short grant of its own, under the same mutex as the check, and
 // leaves it when it is done: a lock can be granted neither between check and write nor while the
@@ -19,6 +19,27 @@ void on_io_interrupt(fuse_req_t, void* token) {
 
 }  // namespace
 
+// SETATTR (libfuse drops its lock owner), FALLOCATE and whatever else names no owner: the owner by
+// which the caller's process holds POSIX locks on the file, 0 if none. A process's locks go with
+// it, so a pid that holds one is not a reused one.
+std::uint64_t LockEdge::owner_by_process(FileId file, pid_t tid) {
+  const auto pid = static_cast<std::uint32_t>(process_of(tid));
+  ListQuery query{file, {}, 256};
+  while (pid != 0) {
+    const auto page = locks_.list(query);
+    if (!page) return 0;
+    for (const Grant& g : page->grants) {
+      if (g.owner.mount == locks_.mount_id() && g.owner.space == OwnerSpace::kRange &&
+          g.kind != LockKind::kOfd && g.holder.pid == pid) {
+        return g.owner.key;
+      }
+    }
+    if (!page->next) return 0;
+    query.after = *page->next;
+  }
+  return 0;
+}
+
 Result<std::optional<IoPass>> LockEdge::admit_checked(const IoRequest& io, Reply& reply,
                                                       const std::function<Resume()>& make_resume) {
   const std::uint64_t mount = locks_.mount_id();
@@ -37,7 +58,11 @@ Result<std::optional<IoPass>> LockEdge::admit_checked(const IoRequest& io, Reply
     const MutexLock hold{io.open->locks.mu};
     op.description.key = io.open->locks.description;
   }
-  const auto tried = locks_.begin_op(op, OnConflict::kRefuse, {});
+  auto tried = locks_.begin_op(op, OnConflict::kRefuse, {});
+  if (tried && std::holds_alternative<Conflict>(*tried) && io.owner == 0) {
+    op.owner.key = owner_by_process(io.file, io.caller.pid);
+    if (op.owner.key != 0) tried = locks_.begin_op(op, OnConflict::kRefuse, {});
+  }
   if (!tried) return tried.error();
   if (std::holds_alternative<Granted>(*tried)) {
     return std::optional<IoPass>{std::in_place, locks_, io.file, op.op};
@@ -47,8 +72,10 @@ Result<std::optional<IoPass>> LockEdge::admit_checked(const IoRequest& io, Reply
               io.caller.uid, io.file.dev, io.file.ino);
     return errno_code(EIO);
   }
-  // Truncation never waits, as it never did (fs/locks.c locks_verify_truncate).
-  if (io.nonblocking || io.kind == IoKind::kTruncate) return errno_code(EAGAIN);
+  // Only reads wait. The kernel holds the inode's lock during a WRITE, FALLOCATE or SETATTR
+  // (fuse_direct_write_iter(), fuse_file_fallocate(), do_truncate()): one that waited here would
+  // keep the lock's holder from writing, and so from ever giving the lock back. ADR 0008.
+  if (io.nonblocking || io.kind != IoKind::kRead) return errno_code(EAGAIN);
 
   op.holder.pid = static_cast<std::uint32_t>(process_of(io.caller.pid));
   op.holder.comm = task_name(io.caller.pid);
