@@ -39,8 +39,30 @@ bool tells_holes(const Op& op, const Outcome& native, const Outcome& ours) {
          (native.err == 0 || native.err == ENXIO) && (ours.err == 0 || ours.err == ENXIO);
 }
 
+bool stays_running(const Op& op) { return op.call == Call::kSpawn; }
+
+bool maps(const Op& op) {
+  return op.call == Call::kMap || op.call == Call::kMapPeek || op.call == Call::kMapPoke;
+}
+
+bool runs_what_is_written(const Op& op, const Outcome& native, const Outcome&) {
+  return op.call == Call::kExec && native.err == ETXTBSY;
+}
+
 bool both_refuse(const Op&, const Outcome& native, const Outcome& ours) {
   return native.err == EPERM && ours.err == EACCES;
+}
+
+bool seeks_in_directory(const Op& op, const Outcome& native, const Outcome& ours) {
+  return op.call == Call::kSeek && native.data == "directory" && ours.data == native.data;
+}
+
+bool seeks_far(const Op& op, const Outcome& native, const Outcome& ours) {
+  return op.call == Call::kSeek && native.err == EINVAL && ours.ret > (std::int64_t{1} << 43);
+}
+
+bool reads_on(const Op& op, const Outcome& native, const Outcome& ours) {
+  return op.call == Call::kReaddir && native.err == 0 && ours.err == 0;
 }
 
 std::vector<Deviation> common() {
@@ -49,8 +71,23 @@ std::vector<Deviation> common() {
        "fs/fuse/file.c: fuse_file_fallocate(), the test of mode", shifts_a_range, nullptr},
       {"open: O_TMPFILE gives EOPNOTSUPP (libfuse before 3.17 does not know the request)",
        "fs/fuse/dir.c: fuse_tmpfile(), ENOSYS", makes_nameless, nullptr},
+      // Compared with CompareOptions, not here:
+      {"atime: a read from the page cache does not change it",
+       "fs/fuse/inode.c: fuse_init_inode(), "
+       "S_NOATIME",
+       nullptr, nullptr},
+      {"FIFOs and devices: reading and writing them does not change their times",
+       "fs/fuse/inode.c: fuse_init_inode(), S_NOCMTIME; fs/pipe.c: pipe_write()", nullptr, nullptr},
       {"statfs: f_type is FUSE_SUPER_MAGIC", "fs/fuse/inode.c: fuse_statfs", nullptr,
        only_statfs_type},
+      {"lseek: offsets beyond the backing file system's largest are accepted; writing there fails",
+       "fs/fuse/inode.c: fuse_fill_super_common(), s_maxbytes", nullptr, seeks_far},
+      {"readdir: a name made since the directory was opened may show earlier (POSIX leaves it "
+       "open)",
+       "fs/ext4/dir.c: ext4_dx_readdir(), fs/fuse/readdir.c: fuse_readdir_uncached()", nullptr,
+       reads_on},
+      {"lseek on a directory: SEEK_END is its st_size, positions may lie beyond it",
+       "fs/fuse/dir.c: fuse_dir_operations, generic_file_llseek()", nullptr, seeks_in_directory},
   };
 }
 
@@ -65,6 +102,27 @@ const std::vector<Deviation>& deviations() {
          "makes more count as data (SEEK_DATA, SEEK_HOLE)",
          "mm/filemap.c: mapping_seek_hole_data(); fs/fuse/file.c: fuse_readahead()", nullptr,
          tells_holes});
+    return rows;
+  }();
+  return table;
+}
+
+const std::vector<Deviation>& deviations_between_mounts() {
+  static const std::vector<Deviation> table = [] {
+    auto rows = deviations();
+    rows.push_back(
+        {"exec: ETXTBSY only for files open for writing through the same mount",
+         "fs/exec.c: do_open_execat(), exe_file_deny_write_access() of the mount's inode",
+         stays_running, runs_what_is_written});
+    rows.push_back(
+        {"mmap: what is written or cut off through one mount is not seen in mappings made "
+         "through the other",
+         "mm/filemap.c: filemap_fault(), the mount's own pages and i_size", maps, nullptr});
+    // Not in the table: Executor asks again.
+    rows.push_back(
+        {"rename: ESTALE for a directory that was moved through another mount and not "
+         "looked at since",
+         "fs/dcache.c: __d_unalias(), s_vfs_rename_mutex", nullptr, nullptr});
     return rows;
   }();
   return table;

@@ -15,4 +15,7 @@ namespace latchfs::fsdiff {
 // The same where files are made immutable and append-only.
 [[nodiscard]] const std::vector<Deviation>& deviations_with_protection();
 
+// The same for two mounts of one directory.
+[[nodiscard]] const std::vector<Deviation>& deviations_between_mounts();
+
 }  // namespace latchfs::fsdiff

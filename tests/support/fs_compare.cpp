@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -246,6 +247,7 @@ std::optional<Failure> drive(const Plan& plan, const std::function<const Op*(Ses
       const std::string first = what.substr(line + 1, what.find('\n', line + 1) - line - 1);
       failure.kind += what.rfind("the ", 0) == 0 ? " " + first_name(first) : first;
     }
+    std::erase_if(failure.kind, [](unsigned char c) { return std::isdigit(c) != 0; });
     return failure;
   };
   try {

@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -15,6 +16,7 @@ namespace latchfs::fsdiff {
 namespace {
 
 constexpr std::size_t kPage = 4096;
+constexpr std::int64_t kFarOff = std::int64_t{1} << 43;  // file systems differ in their limits
 constexpr std::size_t kLargest = std::size_t{1} << 20;
 
 // Page-aligned, so that O_DIRECT descriptors take it.
@@ -85,8 +87,14 @@ Outcome Executor::run_data(const Op& op) {
       const int fd = slot(op.fd);
       const off_t before = lseek(fd, 0, SEEK_CUR);
       Outcome out = answer(lseek(fd, op.a, static_cast<int>(op.b)));
-      // Where holes are may be told differently; what follows must not depend on it.
-      if (op.b == SEEK_DATA || op.b == SEEK_HOLE) lseek(fd, before, SEEK_SET);
+      // Where holes are, where a directory ends and how far a file may reach can be told
+      // differently; what follows must not depend on it.
+      struct stat st {};
+      const bool directory = fstat(fd, &st) == 0 && S_ISDIR(st.st_mode);
+      if (directory) out.data = "directory";
+      if (directory || op.b == SEEK_DATA || op.b == SEEK_HOLE || out.ret > kFarOff) {
+        lseek(fd, before, SEEK_SET);
+      }
       return out;
     }
     case Call::kTruncate: {

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <vector>
 
@@ -99,8 +100,18 @@ Outcome Executor::run_name(const Op& op) {
       return answer(unlinkat(one.dir, one.c_str(), 0));
     case Call::kRename: {
       const At two = second(op);
-      return answer(syscall(SYS_renameat2, one.dir, one.c_str(), two.dir, two.c_str(),
-                            static_cast<unsigned>(op.a)));
+      auto rename = [&] {
+        return answer(syscall(SYS_renameat2, one.dir, one.c_str(), two.dir, two.c_str(),
+                              static_cast<unsigned>(op.a)));
+      };
+      Outcome out = rename();
+      if (out.err != ESTALE) return out;
+      // The kernel found under a new name what it knew under another (it was moved through a second
+      // mount), in the one call in which it cannot put that right. A look puts it right.
+      struct stat st {};
+      (void)fstatat(one.dir, one.c_str(), &st, AT_SYMLINK_NOFOLLOW);
+      (void)fstatat(two.dir, two.c_str(), &st, AT_SYMLINK_NOFOLLOW);
+      return rename();
     }
     case Call::kReaddir:
       return some_names(slot(op.fd), static_cast<std::size_t>(op.a));

@@ -29,7 +29,7 @@ enum class Call : std::uint8_t {
   kWrite,      // write(fd, a bytes of data(c))
   kPwrite,     // pwrite(fd, a bytes of data(c), at b)
   kWritev,     // pwritev(fd, three pieces of a bytes of data(c), at b; b < 0: writev)
-  kSeek,       // lseek(fd, a, b); SEEK_DATA and SEEK_HOLE leave the offset where it was
+  kSeek,       // lseek(fd, a, b); not of a directory, SEEK_DATA or SEEK_HOLE: and back again
   kTruncate,   // truncate(path, a)
   kFtruncate,  // ftruncate(fd, a)
   kAllocate,   // fallocate(fd, c, a, b)

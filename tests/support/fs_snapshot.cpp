@@ -171,7 +171,8 @@ std::string difference(const struct stat& a, const TimeName& time_a, const struc
   if (!about_equal(a.st_blocks, b.st_blocks)) {
     out += note("blocks", to_string(a.st_blocks), to_string(b.st_blocks));
   }
-  if (options.times) {
+  const bool special = S_ISFIFO(a.st_mode) || S_ISCHR(a.st_mode) || S_ISBLK(a.st_mode);
+  if (options.times && (options.special_times || !special)) {
     out += note("mtime", time_a(a.st_mtim), time_b(b.st_mtim));
     out += note("ctime", time_a(a.st_ctim), time_b(b.st_ctim));
     const std::string one = time_a(a.st_atim);

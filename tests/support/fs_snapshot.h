@@ -39,6 +39,7 @@ struct CompareOptions {
   // a hole depending on what is in the page cache, readahead included.
   bool holes{true};
   AccessTimes access_times{AccessTimes::kExact};
+  bool special_times{true};  // those of FIFOs and devices too, which writing to them changes
 };
 
 // One line for each difference, at most 20.
