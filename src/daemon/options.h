@@ -35,8 +35,10 @@ struct Options {
   std::string log;        // "": syslog when daemonised, stderr with -f
   log::Level log_level{log::Level::kInfo};
 
-  double attr_timeout{1.0};  // seconds
-  double entry_timeout{1.0};
+  // Seconds the kernel may believe names and attributes without asking. 0: what was written under a
+  // lock through one mount is read under the lock through another, at once.
+  double attr_timeout{0.0};
+  double entry_timeout{0.0};
   double negative_timeout{0.0};
   bool allow_other{};
   bool allow_root{};
