@@ -1,0 +1,292 @@
+#include <sys/mount.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "posix/inode_table.h"
+#include "posix/sys.h"
+#include "posix_scratch.h"
+
+namespace latchfs::posix {
+namespace {
+
+// By handle (which needs root), and by descriptor and name.
+class InodeTableTest : public Scratch, public testing::WithParamInterface<bool> {
+ protected:
+  void SetUp() override {
+    if (by_handle() && ::geteuid() != 0) GTEST_SKIP() << "open_by_handle_at needs root";
+    Scratch::SetUp();
+    make_table(512);
+  }
+  [[nodiscard]] static bool by_handle() { return GetParam(); }
+  void make_table(std::size_t pins) {
+    auto made = InodeTable::create(dir(), {by_handle(), pins});
+    ASSERT_TRUE(made);
+    table_ = std::move(*made);
+  }
+  InodeTable& table() { return *table_; }
+  void close_table() { table_.reset(); }
+  // Descriptors go when there are too many: this looks at everything in the root.
+  void touch_all() {
+    for (const auto& entry : std::filesystem::directory_iterator{at(".")}) {
+      static_cast<void>(table().lookup(1, entry.path().filename().c_str()));
+    }
+  }
+
+  Entry look(std::uint64_t parent, const std::string& name) {
+    const auto found = table().lookup(parent, name.c_str());
+    EXPECT_TRUE(found) << name << ": " << found.error().message();
+    return found ? *found : Entry{};
+  }
+  ino_t ino_through(std::uint64_t node) {
+    const auto pin = table().pin(node);
+    if (!pin) return 0;
+    const auto st = stat_of((*pin)->fd.get());
+    return st ? st->st_ino : 0;
+  }
+
+ private:
+  std::unique_ptr<InodeTable> table_;
+};
+
+TEST_P(InodeTableTest, FindsWhatIsThere) {
+  make_dir("d");
+  make_file("d/f", "hello");
+  const Entry d = look(1, "d");
+  const Entry f = look(d.node, "f");
+  EXPECT_EQ(f.attr.st_size, 5);
+  EXPECT_EQ(f.node, stat_at("d/f").st_ino);
+  EXPECT_NE(f.generation, 0u);
+  EXPECT_EQ(ino_through(f.node), stat_at("d/f").st_ino);
+  EXPECT_EQ(table().lookup(1, "none").error(), errno_code(ENOENT));
+  EXPECT_EQ(table().lookup(f.node, "x").error(), errno_code(ENOTDIR));
+  EXPECT_EQ(table().lookup(1, "d/f").error(), errno_code(EINVAL));
+  EXPECT_EQ(table().lookup(1, "").error(), errno_code(EINVAL));
+  EXPECT_EQ(table().lookup(1, std::string(300, 'x').c_str()).error(), errno_code(ENAMETOOLONG));
+}
+
+TEST_P(InodeTableTest, DoesNotFollowSymlinks) {
+  ASSERT_EQ(::symlink("/etc", at("l").c_str()), 0);
+  const Entry l = look(1, "l");
+  EXPECT_TRUE(S_ISLNK(l.attr.st_mode));
+  EXPECT_EQ(table().lookup(l.node, "passwd").error(), errno_code(ENOTDIR));
+}
+
+TEST_P(InodeTableTest, CountsReferences) {
+  make_file("f");
+  const Entry f = look(1, "f");
+  look(1, "f");
+  look(1, "f");
+  table().forget(f.node, 2);
+  EXPECT_TRUE(table().pin(f.node));
+  table().forget(f.node, 1);
+  EXPECT_EQ(table().pin(f.node).error(), errno_code(ESTALE));
+  EXPECT_EQ(table().counts().inodes, 0u);
+  EXPECT_EQ(table().counts().pins, 0u);
+  table().forget(f.node, 1);  // of nothing
+  table().forget(1, 5);
+  EXPECT_TRUE(table().pin(1));
+}
+
+TEST_P(InodeTableTest, OneNodeForAllLinks) {
+  make_file("a");
+  ASSERT_EQ(::link(at("a").c_str(), at("b").c_str()), 0);
+  EXPECT_EQ(look(1, "a").node, look(1, "b").node);
+}
+
+TEST_P(InodeTableTest, FollowsRenames) {
+  make_dir("d");
+  make_dir("e");
+  make_file("d/f");
+  const Entry d = look(1, "d");
+  const Entry e = look(1, "e");
+  const Entry f = look(d.node, "f");
+  ASSERT_EQ(::rename(at("d/f").c_str(), at("e/g").c_str()), 0);
+  table().renamed(f.node, e.node, "g");
+  ASSERT_EQ(::rename(at("e").c_str(), at("z").c_str()), 0);
+  table().renamed(e.node, 1, "z");
+  for (int i = 0; i < 2000; ++i) make_file("f" + std::to_string(i));
+  touch_all();
+  EXPECT_EQ(ino_through(f.node), f.attr.st_ino);
+}
+
+TEST_P(InodeTableTest, AWalkOfManyNeedsFewDescriptors) {
+  constexpr int kFiles = 3000;
+  for (int i = 0; i < kFiles; ++i) make_file("f" + std::to_string(i), std::to_string(i));
+  const int before = open_fds();
+  std::vector<Entry> all;
+  for (int i = 0; i < kFiles; ++i) all.push_back(look(1, "f" + std::to_string(i)));
+  EXPECT_LE(open_fds() - before, 512);
+  EXPECT_EQ(table().counts().inodes, static_cast<std::size_t>(kFiles));
+  for (const Entry& e : all) ASSERT_EQ(ino_through(e.node), e.attr.st_ino);
+  EXPECT_LE(open_fds() - before, 512);
+  for (const Entry& e : all) table().forget(e.node, 1);
+  EXPECT_EQ(table().counts().inodes, 0u);
+  EXPECT_LE(open_fds() - before, 2);
+}
+
+TEST_P(InodeTableTest, AReusedInodeNumberIsANewFile) {
+  // ext4 and tmpfs hand a freed number out again soon; if it does not happen here, so be it.
+  std::uint64_t old_node = 0;
+  std::uint32_t old_generation = 0;
+  for (int i = 0; i < 64; ++i) {
+    make_file("f");
+    const Entry f = look(1, "f");
+    if (f.node == old_node) {
+      EXPECT_NE(f.generation, old_generation);
+      EXPECT_EQ(ino_through(f.node), f.attr.st_ino);
+      table().forget(f.node, 2);  // what both files had
+      EXPECT_FALSE(table().pin(f.node));
+      return;
+    }
+    if (old_node != 0) table().forget(old_node, 1);
+    old_node = f.node;
+    old_generation = f.generation;
+    UniqueFd fd = path_fd("f");
+    ASSERT_EQ(::unlink(at("f").c_str()), 0);
+    // As if it had blocks: nothing is kept.
+    struct stat st = stat_of(fd.get()).ok() ? *stat_of(fd.get()) : f.attr;
+    st.st_blocks = 8;
+    table().removed(std::move(fd), st);
+  }
+  // Without handles the descriptor that is kept keeps the number taken.
+  if (by_handle()) GTEST_SKIP() << "no inode number was used twice";
+}
+
+TEST_P(InodeTableTest, ARemovedDirectoryStaysReachableUntilForgotten) {
+  make_dir("d");
+  const Entry d = look(1, "d");
+  UniqueFd fd = path_fd("d");
+  ASSERT_EQ(::rmdir(at("d").c_str()), 0);
+  const auto st = stat_of(fd.get());
+  ASSERT_TRUE(st);
+  table().removed(std::move(fd), *st);
+  for (int i = 0; i < 2000; ++i) make_file("f" + std::to_string(i));
+  touch_all();
+  EXPECT_EQ(ino_through(d.node), d.attr.st_ino);
+  const int before = open_fds();
+  table().forget(d.node, 1);
+  EXPECT_EQ(open_fds(), before - 1);
+}
+
+TEST_P(InodeTableTest, ARemovedFilesSpaceIsNotHeld) {
+  make_file("f", std::string(10000, 'x'));
+  const Entry f = look(1, "f");
+  UniqueFd fd = path_fd("f");
+  ASSERT_EQ(::unlink(at("f").c_str()), 0);
+  const auto st = stat_of(fd.get());
+  ASSERT_TRUE(st);
+  const std::size_t pins = table().counts().pins;
+  table().removed(std::move(fd), *st);
+  EXPECT_EQ(table().counts().pins, pins - 1);
+  // Without handles the descriptor is all there is: kept, outside the list, until forgotten.
+  EXPECT_EQ(table().pin(f.node).ok(), !by_handle());
+}
+
+TEST_P(InodeTableTest, DescriptorsUnusedForAWhileGo) {
+  make_file("f");
+  const Entry f = look(1, "f");
+  if (!by_handle()) {
+    EXPECT_EQ(table().counts().pins, 1u);
+    return;
+  }
+  const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds{20};
+  while (table().counts().pins != 0 && std::chrono::steady_clock::now() < patience) {
+    std::this_thread::sleep_for(std::chrono::milliseconds{50});
+  }
+  EXPECT_EQ(table().counts().pins, 0u);
+  EXPECT_EQ(ino_through(f.node), f.attr.st_ino);
+}
+
+TEST_P(InodeTableTest, DotIsTheNodeItself) {
+  make_dir("d");
+  make_file("d/f");
+  const Entry d = look(1, "d");
+  const Entry f = look(d.node, "f");
+  EXPECT_EQ(look(f.node, ".").node, f.node);
+  table().forget(f.node, 1);
+  EXPECT_TRUE(table().pin(f.node));  // "." took a reference
+  EXPECT_EQ(look(d.node, "..").node, 1u);
+  EXPECT_EQ(look(1, "..").node, 1u);
+  EXPECT_EQ(look(1, ".").node, 1u);
+}
+
+TEST_P(InodeTableTest, DotFindsForgottenNodesByHandle) {
+  make_dir("d");
+  make_file("d/f");
+  const Entry d = look(1, "d");
+  const Entry f = look(d.node, "f");
+  table().forget(f.node, 1);
+  table().forget(d.node, 1);
+  const auto again = table().lookup(f.node, ".");
+  if (!by_handle()) {
+    EXPECT_EQ(again.error(), errno_code(ESTALE));
+    return;
+  }
+  if (!again) GTEST_SKIP() << "not on ext4: a forgotten handle cannot be had again";
+  EXPECT_EQ(again->node, f.node);
+  EXPECT_EQ(again->generation, f.generation);
+  EXPECT_EQ(look(d.node, "..").node, 1u);
+  // What lies outside is no node of this mount.
+  struct stat above {};
+  ASSERT_EQ(::stat(at("..").c_str(), &above), 0);
+  EXPECT_EQ(table().lookup(above.st_ino, ".").error(), errno_code(ESTALE));
+  EXPECT_EQ(table().lookup(0, ".").error(), errno_code(ESTALE));
+  EXPECT_EQ(table().lookup(~std::uint64_t{0}, ".").error(), errno_code(ESTALE));
+  EXPECT_EQ(table().lookup((std::uint64_t{5} << 52) | 7, ".").error(), errno_code(ESTALE));
+  EXPECT_EQ(table().lookup(3999999999, ".").error(), errno_code(ESTALE));
+}
+
+TEST_P(InodeTableTest, CrossesIntoOtherFileSystems) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root to mount";
+  make_dir("m");
+  ASSERT_EQ(::mount("tmpfs", at("m").c_str(), "tmpfs", 0, "size=1m"), 0);
+  make_file("m/f", "x");
+  {
+    const Entry m = look(1, "m");
+    const Entry f = look(m.node, "f");
+    EXPECT_EQ(NodeIds::slot_of(f.node), 1u);
+    EXPECT_EQ(f.attr.st_ino, f.node);  // as shown: unique in the mount
+    EXPECT_EQ(f.id.ino, stat_at("m/f").st_ino);
+    EXPECT_EQ(ino_through(f.node), stat_at("m/f").st_ino);
+    EXPECT_EQ(table().shown_ino(stat_at("m/f").st_dev, f.id.ino), f.node);
+    EXPECT_EQ(table().shown_ino(stat_at(".").st_dev, 17), 17u);
+  }
+  close_table();
+  EXPECT_EQ(::umount2(at("m").c_str(), MNT_DETACH), 0);
+}
+
+TEST_P(InodeTableTest, ManyThreadsAtOnce) {
+  for (int i = 0; i < 50; ++i) make_file("f" + std::to_string(i));
+  make_table(64);
+  std::atomic<bool> stop{false};
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = t; !stop; ++i) {
+        const auto found = table().lookup(1, ("f" + std::to_string(i % 50)).c_str());
+        if (!found) {
+          ++wrong;
+          continue;
+        }
+        const auto pin = table().pin(found->node);
+        const auto st = pin ? stat_of((*pin)->fd.get()) : Result<struct stat>{pin.error()};
+        if (!st || st->st_ino != found->attr.st_ino) ++wrong;
+        table().forget(found->node, 1);
+      }
+    });
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds{500});
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+  EXPECT_EQ(table().counts().inodes, 0u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, InodeTableTest, testing::Values(true, false),
+                         [](const auto& param) { return param.param ? "ByHandle" : "ByName"; });
+
+}  // namespace
+}  // namespace latchfs::posix
