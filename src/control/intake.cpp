@@ -83,7 +83,7 @@ Intake::Taken Intake::finish() {
     if (empty_request) return Malformed{"an empty request"};
     return Incomplete{};
   }
-  if (pending_.front() == '{') return drop(Malformed{"the JSON ends before its object is closed"});
+  if (pending_.front() == '{') return Malformed{"the JSON ends before its object is closed"};
   return drop(Request{std::string{trim(pending_)}, false});
 }
 

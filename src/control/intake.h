@@ -28,7 +28,9 @@ class Intake {
   using Taken = std::variant<Incomplete, Request, Malformed, TooLarge>;
 
   Taken add(std::string_view data);
-  // No more will come. Incomplete: nothing is waiting.
+  // No more will come, it seems. Incomplete: nothing was waiting. JSON that is not complete is
+  // Malformed then, but kept in case more comes after all: a shell's `printf … >&3` closes a copy
+  // of its descriptor after each piece.
   Taken finish();
   [[nodiscard]] bool waiting() const { return !pending_.empty() || only_space_; }
 

@@ -76,6 +76,7 @@ Result<std::size_t> OpenRelease::write(std::string_view data, const Caller& call
   if (!writable_) return errno_code(EBADF);
   const MutexLock lock{mu_};
   writer_ = caller;
+  finished_ = false;
   if (const int err = run(intake_.add(data), caller)) return errno_code(err);
   return data.size();
 }
@@ -83,13 +84,14 @@ Result<std::size_t> OpenRelease::write(std::string_view data, const Caller& call
 Result<void> OpenRelease::flush(const Caller& caller) {
   const MutexLock lock{mu_};
   if (!intake_.waiting() || !same_process(writer_.pid, caller.pid)) return {};
+  finished_ = true;
   if (const int err = run(intake_.finish(), writer_)) return errno_code(err);
   return {};
 }
 
 void OpenRelease::close() noexcept {
   const MutexLock lock{mu_};
-  if (!intake_.waiting()) return;
+  if (!intake_.waiting() || finished_) return;
   try {
     run(intake_.finish(), writer_);
   } catch (const std::exception&) {

@@ -98,6 +98,7 @@ class OpenRelease final : public OpenFile {
   Mutex mu_;  // held while the request runs: requests of one descriptor run one by one
   Intake intake_ GUARDED_BY(mu_);
   Caller writer_ GUARDED_BY(mu_);
+  bool finished_ GUARDED_BY(mu_){};  // a flush has ended what was written
   std::shared_ptr<const std::string> reply_ GUARDED_BY(mu_);
   bool answered_ GUARDED_BY(mu_){};
   std::optional<std::uint64_t> origin_ GUARDED_BY(mu_);  // the reply's offset in the file

@@ -111,6 +111,7 @@ TEST(Intake, FinishEndsTheQueryFormOnly) {
   EXPECT_EQ(std::get<Intake::Request>(taken).text, "a=b");
   intake.add("{\"a\": 1");
   EXPECT_TRUE(std::holds_alternative<Malformed>(intake.finish()));
+  EXPECT_TRUE(std::holds_alternative<Intake::Request>(intake.add("}"))) << "more came after all";
   EXPECT_FALSE(intake.waiting());
   intake.add("\n\n");
   EXPECT_TRUE(std::holds_alternative<Incomplete>(intake.finish())) << "after a request";

@@ -361,6 +361,22 @@ TEST_F(ControlRelease, IncompleteAtCloseIsEinval) {
   expect_untouched();
 }
 
+TEST_F(ControlRelease, AShellThatClosesACopyAfterEachPiece) {
+  const auto fh = world.tree().open(world.walk("release")->node, O_RDWR, kRoot).value();
+  const std::string text = object();
+  ASSERT_TRUE(world.tree().write(fh, 0, text.substr(0, 30), kRoot).ok());
+  EXPECT_EQ(world.tree().flush(fh, kRoot).error().value(), EINVAL);
+  ASSERT_TRUE(world.tree().write(fh, 30, text.substr(30), kRoot).ok());
+  EXPECT_TRUE(world.tree().flush(fh, kRoot).ok());
+  EXPECT_TRUE(world.locks.grants().empty());
+  // What is never completed was told once, and does not hide a later reply.
+  ASSERT_TRUE(world.tree().write(fh, 0, "{", kRoot).ok());
+  EXPECT_EQ(world.tree().flush(fh, kRoot).error().value(), EINVAL);
+  EXPECT_EQ(world.echo(query()), ENOENT);
+  world.tree().release(fh);
+  EXPECT_EQ(reply()["error"]["code"], "404");
+}
+
 TEST_F(ControlRelease, AnotherProcessClosingItsCopyEndsNothing) {
   const Caller writer{0, 0, ::getpid(), 0};
   const Caller child{0, 0, 1, 0};
