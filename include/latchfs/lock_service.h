@@ -137,6 +137,10 @@ class LockService {
   // The number this mount is registered under; edges put it into OwnerId::mount.
   [[nodiscard]] virtual std::uint64_t mount_id() const = 0;
 
+  // Do other mounts share the locks? Then a file may have changed without this mount's kernel
+  // knowing. A few nanoseconds.
+  [[nodiscard]] virtual bool shared() const noexcept { return false; }
+
   // Takes the lock: splits, merges, upgrades and downgrades the owner's own grants exactly as
   // the kernel's fs/locks.c does. Held grants alone decide (a new request overtakes waiters it
   // does not conflict with grants of, as in the kernel); waiters are granted in order of arrival.

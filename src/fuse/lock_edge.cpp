@@ -94,12 +94,20 @@ Holder LockEdge::holder_of(OpenFile& file, std::uint64_t owner, pid_t pid, const
   return holder;
 }
 
-void LockEdge::take(Reply reply, const LockRequest& request, bool wait) {
+// Two GETATTRs under way at once leave the older size behind if they cross (fs/fuse/inode.c
+// fuse_change_attributes(): the later answer is taken for the older one). Seen as a stale read
+// under a lock that another mount had just given back.
+void LockEdge::granted(Reply& reply, std::uint64_t node) noexcept {
+  if (refresh_ && locks_.shared()) refresh_(node);
+  reply.done();
+}
+
+void LockEdge::take(Reply reply, std::uint64_t node, const LockRequest& request, bool wait) {
   const fuse_req_t req = reply.request();
   const auto shared = std::make_shared<Reply>(std::move(reply));
-  const WaiterToken token = lot_.open(request.file, [shared](int err) {
+  const WaiterToken token = lot_.open(request.file, [this, shared, node](int err) {
     if (err == 0) {
-      shared->done();
+      granted(*shared, node);
     } else {
       shared->error(errno_code(err));
     }
@@ -119,7 +127,7 @@ void LockEdge::take(Reply reply, const LockRequest& request, bool wait) {
   if (!got) {
     shared->error(got.error());
   } else if (std::holds_alternative<Granted>(*got)) {
-    shared->done();
+    granted(*shared, node);
   } else {
     shared->error(errno_code(std::holds_alternative<Deadlock>(*got) ? EDEADLK : EAGAIN));
   }
@@ -141,7 +149,7 @@ void LockEdge::setlk(Reply reply, const OpenFilePtr& file, std::uint64_t owner,
   request.range = *range;
   request.mode = lk.l_type == F_WRLCK ? LockMode::kExclusive : LockMode::kShared;
   request.holder = holder_of(*file, owner, lk.l_pid, caller, request.kind);
-  take(std::move(reply), request, wait);
+  take(std::move(reply), file->node, request, wait);
 }
 
 void LockEdge::flock(Reply reply, const OpenFilePtr& file, std::uint64_t owner, int operation,
@@ -167,7 +175,7 @@ void LockEdge::flock(Reply reply, const OpenFilePtr& file, std::uint64_t owner, 
   // libfuse passes no process on for flock: 0, found out by the thread.
   request.holder = holder_of(*file, owner, 0, caller, kind);
   request.kind = LockKind::kFlock;
-  take(std::move(reply), request, (operation & LOCK_NB) == 0);
+  take(std::move(reply), file->node, request, (operation & LOCK_NB) == 0);
 }
 
 void LockEdge::test(const std::shared_ptr<Reply>& reply, const LockRequest& request,

@@ -63,6 +63,12 @@ class IoPass {
 
 class LockEdge {
  public:
+  // Before the first request: makes the kernel forget the attributes it has of a node, at once.
+  // Then a lock granted where other mounts share the table lets its holder see what the one before
+  // it wrote through another mount.
+  using Refresh = std::function<void(std::uint64_t node)>;
+  void refresh_by(Refresh refresh) { refresh_ = std::move(refresh); }
+
   // lot: the sink that `locks` tells. Both must outlive this.
   LockEdge(LockService& locks, ParkingLot& lot, bool mandatory);
   ~LockEdge();
@@ -103,7 +109,8 @@ class LockEdge {
                                               const std::function<Resume()>& make_resume);
   std::uint64_t owner_by_process(FileId file, pid_t tid);
   // Asks for the lock and answers, now or when the wait is over.
-  void take(Reply reply, const LockRequest& request, bool wait);
+  void take(Reply reply, std::uint64_t node, const LockRequest& request, bool wait);
+  void granted(Reply& reply, std::uint64_t node) noexcept;
   // Asks again until the deadline while all that is in the way is about to go.
   void test(const std::shared_ptr<Reply>& reply, const LockRequest& request,
             std::int64_t deadline) noexcept;
@@ -114,6 +121,7 @@ class LockEdge {
   LockService& locks_;
   ParkingLot& lot_;
   const bool mandatory_;
+  Refresh refresh_;
   std::atomic<std::uint64_t> next_op_{1};
   std::unique_ptr<Timer> timer_;    // deadlines
   std::unique_ptr<Timer> resumer_;  // runs operations that waited

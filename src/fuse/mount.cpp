@@ -196,6 +196,11 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
   if (impl->session == nullptr) {
     return fail(t_complaint.empty() ? "wrong mount options" : t_complaint, errno_code(EINVAL));
   }
+  impl->fs.locks.refresh_by([session = impl->session](std::uint64_t node) {
+    // Attributes only (offset -1): dropping pages would wait for reads that this thread may have to
+    // serve. Reading asks for the attributes first and drops what is old. ENOENT: nothing cached.
+    ::fuse_lowlevel_notify_inval_inode(session, node, -1, 0);
+  });
   errno = 0;
   if (::fuse_session_mount(impl->session, mountpoint.c_str()) != 0) {
     const int err = errno != 0 ? errno : EIO;

@@ -114,6 +114,7 @@ Result<void> ShmStore::join(const Options& options) {
     copy_text(slot.mountpoint, options.mountpoint);
     const std::uint64_t id = h.next_mount_id.fetch_add(1);
     backend_.registered(i, id);
+    h.mount_count.fetch_add(1);
     slot.id.store(id, std::memory_order_release);
     // The others watch this one from now on.
     for (MountSlot& other : h.mounts) {
@@ -131,6 +132,7 @@ ShmStore::~ShmStore() {
   reap_mount(mount_id());
   const auto locked = registry_.lock();
   h.mounts[backend_.slot()].id.store(0, std::memory_order_release);
+  h.mount_count.fetch_sub(1);
   bool last = locked.ok();
   for (std::uint32_t i = 0; i < kMaxMounts && last; ++i) {
     if (i != backend_.slot() && registry_.alive(i)) last = false;
@@ -195,7 +197,7 @@ bool ShmStore::reap_the_dead() {
     // Several survivors may do this at once: ids are never reused, so doing it twice is harmless.
     log::warn("the daemon of mount {} (pid {}) is gone: releasing its locks", id, slot.pid);
     reap_mount(id);
-    slot.id.compare_exchange_strong(id, 0);
+    if (slot.id.compare_exchange_strong(id, 0)) h.mount_count.fetch_sub(1);
     found = true;
   }
   if (!found) return false;

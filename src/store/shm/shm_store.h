@@ -36,6 +36,9 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   ShmStore& operator=(const ShmStore&) = delete;
 
   Result<TableStats> stats() override { return backend_.stats(); }
+  [[nodiscard]] bool shared() const noexcept override {
+    return backend_.region().header().mount_count.load(std::memory_order_acquire) > 1;
+  }
 
  private:
   ShmStore(std::unique_ptr<shm::Region> region, shm::Registry registry, const Options& options,
