@@ -39,7 +39,7 @@ int count_up(const std::string& path, bool by_append) {
     const auto lines = text.size() / 6;
     if (text.size() % 6 != 0) return 5;
     if (lines != 0 && std::stoul(text.substr((lines - 1) * 6, 5)) != lines) return 6;
-    char line[8];
+    char line[32];
     std::snprintf(line, sizeof line, "%05zu\n", lines + 1);
     const ssize_t put =
         by_append ? ::write(fd, line, 6) : ::pwrite(fd, line, 6, static_cast<off_t>(lines * 6));
