@@ -51,9 +51,8 @@ def counter(dirs):
     for call in (by_lockf, by_flock, by_ofd):
         name = call.__name__
         open(os.path.join(dirs[0], name), "w").close()
-        # Each mount caches what it has read: sizes and pages are one mount's affair, so all
-        # processes of one counter use one mount, and locks alone are shared across.
-        run_all([(add, (os.path.join(dirs[0], name), call, ROUNDS)) for _ in range(PROCESSES)])
+        run_all([(add, (os.path.join(dirs[i % len(dirs)], name), call, ROUNDS))
+                 for i in range(PROCESSES)])
         with open(os.path.join(dirs[0], name)) as f:
             assert int(f.read()) == PROCESSES * ROUNDS, name
 
@@ -103,7 +102,7 @@ def sqlite(dirs):
     db.execute("CREATE TABLE t (who, n, UNIQUE (who, n))")
     db.commit()
     db.close()
-    run_all([(insert, (path, who)) for who in range(2)])
+    run_all([(insert, (os.path.join(dirs[who % len(dirs)], "db"), who)) for who in range(2)])
     db = sqlite3.connect(path)
     assert db.execute("SELECT count(*) FROM t").fetchone() == (2 * ROUNDS,)
     assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
