@@ -19,6 +19,8 @@ fuse::MountConfig mount_config(const Options& o, Places places, std::string vers
   add(o.allow_root, "allow_root");
   add(o.default_permissions, "default_permissions");
   add(o.auto_unmount, "auto_unmount");
+  if (o.max_read != 0) config.options.push_back("max_read=" + std::to_string(o.max_read));
+  config.max_read = o.max_read;
   if (!o.fsname.empty()) config.options.push_back("fsname=" + o.fsname);
   if (!o.subtype.empty()) config.options.push_back("subtype=" + o.subtype);
 

@@ -133,7 +133,7 @@ Refusal set_max_locks(Options& o, const std::string& text) {
 Refusal set_max_read(Options& o, const std::string& text) {
   const auto value = parse_number<std::uint32_t>(text);
   if (!value || *value < 4096) return "must be a number of bytes of at least 4096";
-  o.mount_options.push_back("max_read=" + text);
+  o.max_read = *value;
   return {};
 }
 

@@ -45,9 +45,10 @@ struct Options {
   bool default_permissions{};
   bool read_only{};
   bool auto_unmount{};
-  std::string fsname;   // "": SOURCE
-  std::string subtype;  // "": latchfs
-  // What else goes to the kernel or fusermount3 as it is: "nodev", "noatime", "max_read=65536", …
+  std::uint32_t max_read{};  // bytes, 0: no limit
+  std::string fsname;        // "": SOURCE
+  std::string subtype;       // "": latchfs
+  // What else goes to the kernel or fusermount3 as it is: "nodev", "noatime", …
   std::vector<std::string> mount_options;
 };
 

@@ -10,7 +10,7 @@ constexpr unsigned kMaxWrite = 1U << 20;
 constexpr unsigned kMaxBackground = 256;
 
 void op_init(void* data, fuse_conn_info* conn) noexcept {
-  static_cast<void>(data);
+  const auto& fs = *static_cast<FileSystem*>(data);
   const auto want = [conn](auto capability, bool wanted) {
     const auto bit = static_cast<unsigned>(capability);
     if (wanted) {
@@ -43,6 +43,8 @@ void op_init(void* data, fuse_conn_info* conn) noexcept {
   want(FUSE_CAP_CACHE_SYMLINKS, false);
   want(FUSE_CAP_SPLICE_READ, false);
   conn->max_write = kMaxWrite;
+  // libfuse breaks the session off if INIT says another value than the mount option.
+  if (fs.config.max_read != 0) conn->max_read = fs.config.max_read;
   conn->max_background = kMaxBackground;
   conn->congestion_threshold = kMaxBackground * 3 / 4;
 }

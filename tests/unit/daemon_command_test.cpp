@@ -123,6 +123,18 @@ TEST_F(Command, TheNextShellLineCanUseTheMount) {
   EXPECT_TRUE(daemon_gone());
 }
 
+TEST_F(Command, TakesTheUsualOptionsForReal) {
+  const Outcome got = sh(
+      "latchfs src mnt -o $T,max_read=65536,auto_unmount,noatime,nosuid,nodev,noexec,sync,dirsync,"
+      "fsname=a\\\\,b,subtype=st,attr_timeout=1,entry_timeout=0.5,negative_timeout=0,"
+      "default_permissions,allow_other && cat mnt/hello; findmnt -no FSTYPE,SOURCE,OPTIONS mnt");
+  EXPECT_EQ(got.status, 0) << got.err;
+  EXPECT_EQ(got.out.rfind("world\nfuse.st a,b ", 0), 0u) << got.out;
+  for (const char* option : {"noatime", "nosuid", "nodev", "noexec", "sync", "max_read=65536"}) {
+    EXPECT_NE(got.out.find(option), std::string::npos) << option << " in " << got.out;
+  }
+}
+
 TEST_F(Command, FusermountEndsIt) {
   ASSERT_EQ(sh("latchfs src mnt -o $T").status, 0);
   EXPECT_EQ(sh("fusermount3 -u mnt").status, 0);

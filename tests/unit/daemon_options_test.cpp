@@ -96,7 +96,8 @@ TEST(Options, TakesTheUsualFuseOptions) {
   EXPECT_EQ(o.subtype, "st");
   EXPECT_DOUBLE_EQ(o.attr_timeout, 0.5);
   EXPECT_DOUBLE_EQ(o.entry_timeout, 2.0);
-  EXPECT_EQ(o.mount_options, (Args{"sync", "dirsync", "noexec", "max_read=65536"}));
+  EXPECT_EQ(o.mount_options, (Args{"sync", "dirsync", "noexec"}));
+  EXPECT_EQ(o.max_read, 65536u);
   EXPECT_TRUE(accept_o("allow_root").allow_root);
 }
 
