@@ -65,6 +65,14 @@ bool reads_on(const Op& op, const Outcome& native, const Outcome& ours) {
   return op.call == Call::kReaddir && native.err == 0 && ours.err == 0;
 }
 
+bool asks_for_flags(const Op& op, const Outcome& native, const Outcome& ours) {
+  const bool asks = op.call == Call::kGetflags || (op.call == Call::kIoctl && op.a == 0);
+  const bool sets = op.call == Call::kSetflags && native.err == EPERM;
+  return ours.err == EACCES && (sets || (asks && native.err == 0));
+}
+
+bool switches_noatime(const Op& op) { return op.call == Call::kSetfl && (op.a & O_NOATIME) != 0; }
+
 std::vector<Deviation> common() {
   return {
       {"fallocate: COLLAPSE, INSERT and UNSHARE_RANGE give EOPNOTSUPP",
@@ -78,6 +86,11 @@ std::vector<Deviation> common() {
        nullptr, nullptr},
       {"FIFOs and devices: reading and writing them does not change their times",
        "fs/fuse/inode.c: fuse_init_inode(), S_NOCMTIME; fs/pipe.c: pipe_write()", nullptr, nullptr},
+      {"ioctl: FS_IOC_GETFLAGS and the like want the right to open the file now, not just a "
+       "descriptor",
+       "fs/fuse/ioctl.c: fuse_priv_ioctl_prepare() opens it anew", nullptr, asks_for_flags},
+      {"fcntl: F_SETFL with O_NOATIME has no effect on the access time (open with it has)",
+       "our choice: following it would cost each read a system call", switches_noatime, nullptr},
       {"statfs: f_type is FUSE_SUPER_MAGIC", "fs/fuse/inode.c: fuse_statfs", nullptr,
        only_statfs_type},
       {"lseek: offsets beyond the backing file system's largest are accepted; writing there fails",
