@@ -159,6 +159,11 @@ class LockService {
   // FLUSH and RELEASE: all that the owner holds on the file goes, fences included.
   [[nodiscard]] virtual Result<void> drop_owner(FileId, OwnerId) = 0;
 
+  // RELEASE, for a process's locks: drops the owner's locks on the file if the last request for
+  // them came through this open file. What a request that was granted after its descriptor had been
+  // closed left behind: nobody else will give it back.
+  [[nodiscard]] virtual Result<void> drop_if_through(FileId, OwnerId, std::uint64_t fh) = 0;
+
   // FLUSH of a description that may hold OFD or flock locks: stamps them as closing.
   virtual void note_closing(FileId, OwnerId) noexcept = 0;
 

@@ -21,6 +21,9 @@ struct LockCarrier {
   LockKind kind{};
   pid_t pid{};  // process
   pid_t tid{};  // the thread that called last
+  // How often this owner closed a descriptor here: what is granted to a request from before that
+  // came too late to be kept.
+  std::uint32_t flushes{};
   std::array<char, 16> comm{};
 };
 

@@ -26,6 +26,28 @@ Result<ByteRange> range_of(const struct flock& lk) {
   return ByteRange::from_half_open(begin, end);
 }
 
+// What F_GETLK answers: the lock, or that there is none.
+struct flock describe(const Grant* grant) {
+  struct flock lk {};
+  lk.l_whence = SEEK_SET;
+  lk.l_type = F_UNLCK;
+  if (grant == nullptr) return lk;
+  lk.l_type = grant->mode == LockMode::kExclusive ? F_WRLCK : F_RDLCK;
+  lk.l_start = static_cast<off_t>(grant->range.begin());
+  lk.l_len = static_cast<off_t>(grant->range.size_or_zero());
+  // fcntl(2) says -1 for an OFD lock; the kernel lets FUSE say only a pid or nothing (0).
+  lk.l_pid = grant->kind == LockKind::kOfd ? 0 : static_cast<pid_t>(grant->holder.pid);
+  return lk;
+}
+
+std::uint32_t flushes_of(LockData& locks, std::uint64_t owner) {
+  const MutexLock hold{locks.mu};
+  for (const LockCarrier& c : locks.carriers) {
+    if (c.owner == owner) return c.flushes;
+  }
+  return 0;
+}
+
 void on_interrupt(fuse_req_t, void* token) {
   ParkingLot::interrupt_any(WaiterToken{reinterpret_cast<std::uintptr_t>(token)}, EINTR);
 }
@@ -87,9 +109,9 @@ Holder LockEdge::holder_of(OpenFile& file, std::uint64_t owner, pid_t pid, const
   const auto it = std::find_if(all.begin(), all.end(),
                                [owner](const LockCarrier& c) { return c.owner == owner; });
   if (it != all.end()) {
-    *it = {owner, kind, pid, caller.pid, holder.comm};
+    *it = {owner, kind, pid, caller.pid, it->flushes, holder.comm};
   } else {
-    all.push_back({owner, kind, pid, caller.pid, holder.comm});
+    all.push_back({owner, kind, pid, caller.pid, 0, holder.comm});
   }
   return holder;
 }
@@ -97,21 +119,27 @@ Holder LockEdge::holder_of(OpenFile& file, std::uint64_t owner, pid_t pid, const
 // Two GETATTRs under way at once leave the older size behind if they cross (fs/fuse/inode.c
 // fuse_change_attributes(): the later answer is taken for the older one). Seen as a stale read
 // under a lock that another mount had just given back.
-void LockEdge::granted(Reply& reply, std::uint64_t node) noexcept {
-  if (refresh_ && locks_.shared()) refresh_(node);
+void LockEdge::granted(Reply& reply, OpenFile& file, OwnerId owner,
+                       std::uint32_t flushes) noexcept {
+  if (refresh_ && locks_.shared()) refresh_(file.node);
+  // The descriptor was closed while its request waited: fcntl(2) will say EBADF and tell us nothing
+  // (fs/locks.c fcntl_setlk(), locks_remove_posix()); RELEASE gives the lock back.
+  if (flushes_of(file.locks, owner.key) != flushes) locks_.note_closing(file.id, owner);
   reply.done();
 }
 
-void LockEdge::take(Reply reply, std::uint64_t node, const LockRequest& request, bool wait) {
+void LockEdge::take(Reply reply, const OpenFilePtr& file, const LockRequest& request, bool wait) {
+  const std::uint32_t flushes = flushes_of(file->locks, request.owner.key);
   const fuse_req_t req = reply.request();
   const auto shared = std::make_shared<Reply>(std::move(reply));
-  const WaiterToken token = lot_.open(request.file, [this, shared, node](int err) {
-    if (err == 0) {
-      granted(*shared, node);
-    } else {
-      shared->error(errno_code(err));
-    }
-  });
+  const WaiterToken token =
+      lot_.open(request.file, [this, shared, file, owner = request.owner, flushes](int err) {
+        if (err == 0) {
+          granted(*shared, *file, owner, flushes);
+        } else {
+          shared->error(errno_code(err));
+        }
+      });
   // Before the store can make a waiter of it, or an early interrupt would find nothing to end.
   fuse_req_interrupt_func(req, on_interrupt, reinterpret_cast<void*>(token.raw));
   const auto got = locks_.acquire(request, wait ? OnConflict::kQueue : OnConflict::kSettle, token);
@@ -127,7 +155,7 @@ void LockEdge::take(Reply reply, std::uint64_t node, const LockRequest& request,
   if (!got) {
     shared->error(got.error());
   } else if (std::holds_alternative<Granted>(*got)) {
-    granted(*shared, node);
+    granted(*shared, *file, request.owner, flushes);
   } else {
     shared->error(errno_code(std::holds_alternative<Deadlock>(*got) ? EDEADLK : EAGAIN));
   }
@@ -149,7 +177,7 @@ void LockEdge::setlk(Reply reply, const OpenFilePtr& file, std::uint64_t owner,
   request.range = *range;
   request.mode = lk.l_type == F_WRLCK ? LockMode::kExclusive : LockMode::kShared;
   request.holder = holder_of(*file, owner, lk.l_pid, caller, request.kind);
-  take(std::move(reply), file->node, request, wait);
+  take(std::move(reply), file, request, wait);
 }
 
 void LockEdge::flock(Reply reply, const OpenFilePtr& file, std::uint64_t owner, int operation,
@@ -175,7 +203,7 @@ void LockEdge::flock(Reply reply, const OpenFilePtr& file, std::uint64_t owner, 
   // libfuse passes no process on for flock: 0, found out by the thread.
   request.holder = holder_of(*file, owner, 0, caller, kind);
   request.kind = LockKind::kFlock;
-  take(std::move(reply), file->node, request, (operation & LOCK_NB) == 0);
+  take(std::move(reply), file, request, (operation & LOCK_NB) == 0);
 }
 
 void LockEdge::test(const std::shared_ptr<Reply>& reply, const LockRequest& request,
@@ -189,20 +217,26 @@ void LockEdge::test(const std::shared_ptr<Reply>& reply, const LockRequest& requ
                  [this, reply, request, deadline] { test(reply, request, deadline); });
       return;
     }
-    struct flock lk {};
-    lk.l_whence = SEEK_SET;
-    lk.l_type = F_UNLCK;
-    if (in_the_way) {
-      const Grant& g = (*found)->holder;
-      lk.l_type = g.mode == LockMode::kExclusive ? F_WRLCK : F_RDLCK;
-      lk.l_start = static_cast<off_t>(g.range.begin());
-      lk.l_len = static_cast<off_t>(g.range.size_or_zero());
-      // fcntl(2) says -1 for an OFD lock; the kernel lets FUSE say only a pid or nothing (0).
-      lk.l_pid = g.kind == LockKind::kOfd ? 0 : static_cast<pid_t>(g.holder.pid);
-    }
-    reply->lock(lk);
+    reply->lock(describe(in_the_way ? &(*found)->holder : nullptr));
   } catch (const std::bad_alloc&) {
     reply->error(errno_code(ENOMEM));
+  }
+}
+
+// F_OFD_GETLK with F_UNLCK (Linux 6.5) asks for the description's own locks in the range:
+// fs/locks.c posix_test_locks_conflict().
+void LockEdge::answer_own(Reply reply, const LockRequest& request) {
+  ListQuery query{request.file, {}, 256};
+  for (;;) {
+    const auto page = locks_.list(query);
+    if (!page) return reply.error(page.error());
+    for (const Grant& g : page->grants) {
+      if (g.owner == request.owner && g.range.overlaps(request.range)) {
+        return reply.lock(describe(&g));
+      }
+    }
+    if (!page->next) return reply.lock(describe(nullptr));
+    query.after = *page->next;
   }
 }
 
@@ -215,6 +249,7 @@ void LockEdge::getlk(Reply reply, const OpenFilePtr& file, std::uint64_t owner,
   request.file = file->id;
   request.owner = OwnerId{locks_.mount_id(), owner, OwnerSpace::kRange};
   request.range = *range;
+  if (lk.l_type == F_UNLCK) return answer_own(std::move(reply), request);
   request.mode = lk.l_type == F_RDLCK ? LockMode::kShared : LockMode::kExclusive;
   test(std::make_shared<Reply>(std::move(reply)), request,
        monotonic_ns() + LockService::kClosingWindowNs);
@@ -234,7 +269,9 @@ void LockEdge::on_flush(OpenFile& file, std::uint64_t owner, const Caller& calle
     const MutexLock hold{file.locks.mu};
     // A flush names the process: the value is not a description's.
     for (LockCarrier& c : file.locks.carriers) {
-      if (c.owner == owner && c.kind == LockKind::kFcntl) c.kind = LockKind::kPosix;
+      if (c.owner != owner) continue;
+      if (c.kind == LockKind::kFcntl) c.kind = LockKind::kPosix;
+      ++c.flushes;
     }
     description = file.locks.description;
     flock = file.locks.took_flock;
@@ -250,12 +287,19 @@ void LockEdge::on_flush(OpenFile& file, std::uint64_t owner, const Caller& calle
 void LockEdge::on_release(OpenFile& file, std::optional<std::uint64_t> flock_owner) {
   const std::uint64_t mount = locks_.mount_id();
   std::vector<OwnerId> left;
+  std::vector<OwnerId> late;  // processes' own: closing dropped them, unless they came after it
   {
     const MutexLock hold{file.locks.mu};
     for (const LockCarrier& c : file.locks.carriers) {
-      if (c.kind != LockKind::kPosix) left.push_back({mount, c.owner, OwnerSpace::kRange});
+      (c.kind == LockKind::kPosix ? late : left).push_back({mount, c.owner, OwnerSpace::kRange});
     }
     if (file.locks.took_flock) left.push_back({mount, file.locks.description, OwnerSpace::kFlock});
+  }
+  for (const OwnerId& owner : late) {
+    if (!locks_.drop_if_through(file.id, owner, file.fh)) {
+      log::error("a closed descriptor's lock on {}:{} could not be dropped", file.id.dev,
+                 file.id.ino);
+    }
   }
   if (flock_owner) left.push_back({mount, *flock_owner, OwnerSpace::kFlock});
   for (const OwnerId& owner : left) {

@@ -109,11 +109,12 @@ class LockEdge {
                                               const std::function<Resume()>& make_resume);
   std::uint64_t owner_by_process(FileId file, pid_t tid);
   // Asks for the lock and answers, now or when the wait is over.
-  void take(Reply reply, std::uint64_t node, const LockRequest& request, bool wait);
-  void granted(Reply& reply, std::uint64_t node) noexcept;
+  void take(Reply reply, const OpenFilePtr& file, const LockRequest& request, bool wait);
+  void granted(Reply& reply, OpenFile& file, OwnerId owner, std::uint32_t flushes) noexcept;
   // Asks again until the deadline while all that is in the way is about to go.
   void test(const std::shared_ptr<Reply>& reply, const LockRequest& request,
             std::int64_t deadline) noexcept;
+  void answer_own(Reply reply, const LockRequest& request);
   // pid: of the process, 0 if only the thread is known.
   Holder holder_of(OpenFile& file, std::uint64_t owner, pid_t pid, const Caller& caller,
                    LockKind& kind);

@@ -84,7 +84,7 @@ struct WaiterRec {
   std::int64_t since;  // CLOCK_REALTIME ns
   Ref owner;
   Ref prev, next;       // the file's queue; when ready, next alone: the shard's ready list
-  Ref same_bucket;      // the shard's hash of waiting POSIX owners
+  Ref same_bucket;      // the shard's hash of waiting byte-range owners
   Ref blocker;          // owner it was last seen blocked by: tells when to look for deadlock again
   std::int32_t result;  // when ready: 0 granted, else errno
   LockMode mode;
@@ -118,12 +118,12 @@ inline constexpr std::size_t kWaiterBuckets = 256;
 struct TableRoot {
   Ref files;  // root of the tree of files
   Ref ready;  // waiters in state kReady
-  std::uint32_t posix_waiters;
+  std::uint32_t range_waiters;
   std::uint32_t pad;
   std::uint64_t file_count, owner_count, grant_count, waiter_count;
   Intent intent;
   Regrant regrant;
-  std::array<Ref, kWaiterBuckets> waiting;  // waiting POSIX owners by hash of (mount, key)
+  std::array<Ref, kWaiterBuckets> waiting;  // waiting byte-range owners by hash of (mount, key)
 };
 static_assert(std::is_trivially_copyable_v<TableRoot>);
 

@@ -91,6 +91,7 @@ class LockTable {
                std::int64_t now);
   void release(FileId file, OwnerId owner, ByteRange range);
   void drop_owner(FileId file, OwnerId owner);
+  void drop_if_through(FileId file, OwnerId owner, std::uint64_t fh);
   void note_closing(FileId file, OwnerId owner, std::int64_t mono);
   Broken break_range(FileId file, OwnerId owner, ByteRange range, bool fence);
   Attempt test(const LockRequest& req, std::int64_t mono) const;
@@ -115,8 +116,8 @@ class LockTable {
   [[nodiscard]] bool recovery_due() const {
     return root_.intent.owner != 0 || root_.regrant.file != 0;
   }
-  // What the waiting POSIX requests of an owner wait for: (mount, key) of the blockers that are
-  // POSIX owners.
+  // What the waiting byte-range requests of an owner wait for: (mount, key) of the blockers that
+  // are POSIX owners.
   void posix_blockers_of(std::uint64_t mount, std::uint64_t key,
                          std::vector<std::pair<std::uint64_t, std::uint64_t>>& out) const;
   // The waiter, its owner and current blocker if it waits.
@@ -195,6 +196,7 @@ class LockTable {
   [[nodiscard]] Ref in_owner(Ref o, std::uint64_t begin, std::uint64_t end, LockMode mode) const;
   [[nodiscard]] Attempt conflict(Ref f, const Asker& me, std::uint64_t begin, std::uint64_t end,
                                  LockMode mode, std::int64_t mono) const;
+  [[nodiscard]] Attempt blocker_of(Ref w) const;
 
   // table_waits.h
   void push_waiter(Ref f, Ref o, std::uint64_t begin, std::uint64_t end, LockMode mode, Ref blocker,

@@ -73,15 +73,36 @@ typename LockTable<A>::Attempt LockTable<A>::conflict(Ref f, const Asker& me, st
   // many owners in front that are not in the way, the lowest conflict on the file will do
   // (fcntl(2) promises "one of").
   int steps = 0;
+  Ref named = 0;
   for (Ref o = rec.oldest; o != 0 && steps < 64; o = owner(o).newer, ++steps) {
     const OwnerRec& other = owner(o);
     if ((other.space == OwnerSpace::kFlock) != (me.space == OwnerSpace::kFlock)) continue;
-    if (!lasting(other, mono) || same(me, other)) continue;
-    if (const Ref g = in_owner(o, begin, end, mode)) return {g, false};
+    if (other.space == OwnerSpace::kOp || same(me, other)) continue;
+    const Ref g = in_owner(o, begin, end, mode);
+    if (g == 0) continue;
+    if (named == 0) named = g;
+    if (lasting(other, mono)) return {named, false};
   }
   const Ref last = scan(tree, me, begin, end, mode, Lasting::kOnly, mono);
-  if (last != 0) return {last, false};
+  if (last != 0) return {named != 0 ? named : last, false};
   return {any, true};
+}
+
+// What a waiter is queued behind: as in the kernel, what it met first and still meets; not what
+// came in its way later, be it older on the file.
+template <class A>
+typename LockTable<A>::Attempt LockTable<A>::blocker_of(Ref w) const {
+  const WaiterRec& rec = waiter(w);
+  const OwnerRec& ow = owner(rec.owner);
+  if (rec.blocker != 0) {
+    // The record may have gone and come back as another one since: it is what the tree says.
+    const OwnerId id = OwnerTraits<A>::key(a_, rec.blocker);
+    if (Owners::find(a_, file(ow.file).owners, id) == rec.blocker) {
+      const Ref g = in_owner(rec.blocker, rec.begin, rec.end, rec.mode);
+      if (g != 0 && !same(asker(ow), owner(rec.blocker))) return {g, false};
+    }
+  }
+  return conflict(ow.file, asker(ow), rec.begin, rec.end, rec.mode, fx_.mono);
 }
 
 }  // namespace latchfs::lock

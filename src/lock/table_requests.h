@@ -78,6 +78,13 @@ void LockTable<A>::drop_owner(FileId id, OwnerId who) {
 }
 
 template <class A>
+void LockTable<A>::drop_if_through(FileId id, OwnerId who, std::uint64_t fh) {
+  const Ref f = Files::find(a_, root_.files, id);
+  const Ref o = f == 0 ? 0 : Owners::find(a_, file(f).owners, who);
+  if (o != 0 && owner(o).fh == fh) drop_owner(id, who);
+}
+
+template <class A>
 void LockTable<A>::note_closing(FileId id, OwnerId who, std::int64_t mono) {
   const Ref f = Files::find(a_, root_.files, id);
   const Ref o = f == 0 ? 0 : Owners::find(a_, file(f).owners, who);

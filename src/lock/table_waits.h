@@ -41,11 +41,11 @@ void LockTable<A>::push_waiter(Ref f, Ref o, std::uint64_t begin, std::uint64_t 
   a_.set(fr.hull_begin, std::min(fr.hull_begin, begin));
   a_.set(fr.hull_end, std::max(fr.hull_end, end));
   const OwnerRec& ow = owner(o);
-  if (ow.kind == LockKind::kPosix) {
+  if (ow.space == OwnerSpace::kRange) {
     const Ref& head = bucket(ow.mount, ow.key);
     a_.set(rec.same_bucket, head);
     a_.set(head, w);
-    bump(root_.posix_waiters, 1);
+    bump(root_.range_waiters, 1);
   }
   bump(ow.waiter_count, 1);
   bump(fr.waiter_count, 1);
@@ -63,11 +63,11 @@ void LockTable<A>::take_from_queue(Ref w) {
   const FileRec& f = file(ow.file);
   a_.set(rec.prev != 0 ? waiter(rec.prev).next : f.wait_head, rec.next);
   a_.set(rec.next != 0 ? waiter(rec.next).prev : f.wait_tail, rec.prev);
-  if (ow.kind == LockKind::kPosix) {
+  if (ow.space == OwnerSpace::kRange) {
     const Ref* at = &bucket(ow.mount, ow.key);
     while (*at != 0 && *at != w) at = &waiter(*at).same_bucket;
     if (*at == w) a_.set(*at, rec.same_bucket);
-    bump(root_.posix_waiters, -1);
+    bump(root_.range_waiters, -1);
   }
   bump(ow.waiter_count, -1);
   bump(f.waiter_count, -1);
@@ -152,9 +152,9 @@ void LockTable<A>::grant_waiters(Ref f, std::uint64_t begin, std::uint64_t end, 
       continue;
     }
     const GrantRec& wall = grant(found.blocker);
-    if (ow.kind == LockKind::kPosix && rec.blocker != wall.owner) {
+    if (rec.blocker != wall.owner && blocker_of(w).blocker == found.blocker) {
       a_.set(rec.blocker, wall.owner);
-      if (owner(wall.owner).kind == LockKind::kPosix) {
+      if (ow.kind == LockKind::kPosix) {
         fx_.recheck.push_back({FileId{file(f).dev, file(f).ino}, ow.mount, WaiterToken{rec.token}});
       }
     }
@@ -304,7 +304,7 @@ void LockTable<A>::posix_blockers_of(
     const WaiterRec& rec = waiter(w);
     const OwnerRec& ow = owner(rec.owner);
     if (ow.mount != mount || ow.key != key || rec.settle != 0) continue;
-    const Attempt found = conflict(ow.file, asker(ow), rec.begin, rec.end, rec.mode, fx_.mono);
+    const Attempt found = blocker_of(w);
     if (found.blocker == 0) continue;
     const OwnerRec& by = owner(grant(found.blocker).owner);
     if (by.kind == LockKind::kPosix) out.emplace_back(by.mount, by.key);
@@ -318,7 +318,7 @@ std::optional<std::pair<OwnerId, Ref>> LockTable<A>::waiting(FileId id, std::uin
   if (w == 0) return std::nullopt;
   const WaiterRec& rec = waiter(w);
   const OwnerRec& ow = owner(rec.owner);
-  const Attempt found = conflict(ow.file, asker(ow), rec.begin, rec.end, rec.mode, fx_.mono);
+  const Attempt found = blocker_of(w);
   return std::pair{OwnerId{ow.mount, ow.key, ow.space}, found.blocker};
 }
 

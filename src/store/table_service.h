@@ -92,6 +92,10 @@ class TableService : public LockService {
     return step(file, [&](auto& table) { table.drop_owner(file, owner); });
   }
 
+  Result<void> drop_if_through(FileId file, OwnerId owner, std::uint64_t fh) override {
+    return step(file, [&](auto& table) { table.drop_if_through(file, owner, fh); });
+  }
+
   void note_closing(FileId file, OwnerId owner) noexcept override {
     lock::Effects fx;
     if (backend_.locked(shard(file), fx,
@@ -262,10 +266,11 @@ class TableService : public LockService {
 
   // Would `waiter` waiting for `blocker` close a cycle? As posix_locks_deadlock() in fs/locks.c,
   // but without its limit of 10 steps, and through all requests of an owner with several threads.
+  // As there, only the one who asks must be a POSIX owner; a waiter of any kind is followed to the
+  // POSIX lock that blocks it.
   template <class Tables>
   bool closes_cycle(const OwnerId& waiter, const Grant& blocker, Tables&& tables) const {
     using Node = std::pair<std::uint64_t, std::uint64_t>;  // mount, key
-    if (blocker.kind != LockKind::kPosix) return false;
     const Node me{waiter.mount, waiter.key};
     std::vector<Node> open{{blocker.owner.mount, blocker.owner.key}};
     std::vector<Node> seen;
@@ -278,7 +283,7 @@ class TableService : public LockService {
       seen.push_back(node);
       found.clear();
       for (std::uint32_t i = 0; i < backend_.shard_count(); ++i) {
-        if (backend_.posix_waiters(i) != 0) {
+        if (backend_.range_waiters(i) != 0) {
           tables(i).posix_blockers_of(node.first, node.second, found);
         }
       }
@@ -299,7 +304,8 @@ class TableService : public LockService {
     }
     // A waiter whose first blocker went and that now waits for another: the kernel asks again
     // about deadlock when it blocks again.
-    for (const auto& item : fx.recheck) recheck(item);
+    // The latest first: of a cycle that closes now, the kernel tells who came last.
+    for (auto item = fx.recheck.rbegin(); item != fx.recheck.rend(); ++item) recheck(*item);
   }
 
   void recheck(const lock::Effects::Recheck& item) noexcept {

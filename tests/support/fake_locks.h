@@ -100,6 +100,9 @@ class FakeLocks final : public LockService {
   Result<std::optional<Conflict>> test(const LockRequest&) override { return errno_code(ENOSYS); }
   Cancelled cancel(FileId, WaiterToken) override { return Cancelled::kAlreadyOver; }
   Result<void> drop_owner(FileId, OwnerId) override { return errno_code(ENOSYS); }
+  Result<void> drop_if_through(FileId, OwnerId, std::uint64_t) override {
+    return errno_code(ENOSYS);
+  }
   void note_closing(FileId, OwnerId) noexcept override {}
   Result<OpStarted> begin_op(const OpRequest&, OnConflict, WaiterToken) override {
     return errno_code(ENOSYS);

@@ -30,8 +30,8 @@ class MemoryBackend {
   [[nodiscard]] static bool user_may_take(std::uint32_t) { return true; }
   [[nodiscard]] static bool has_ready(std::uint32_t) { return false; }
   // Read with every shard locked.
-  [[nodiscard]] std::uint32_t posix_waiters(std::uint32_t i) const {
-    return shards_[i].root.posix_waiters;
+  [[nodiscard]] std::uint32_t range_waiters(std::uint32_t i) const {
+    return shards_[i].root.range_waiters;
   }
 
   template <class Fn>

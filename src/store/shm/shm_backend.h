@@ -53,8 +53,8 @@ class ShmBackend {
   [[nodiscard]] bool has_ready(std::uint32_t i) const {
     return (region_->header().ready_shards.load(std::memory_order_acquire) >> i & 1) != 0;
   }
-  [[nodiscard]] std::uint32_t posix_waiters(std::uint32_t i) const {
-    return region_->shard(i).root.posix_waiters;
+  [[nodiscard]] std::uint32_t range_waiters(std::uint32_t i) const {
+    return region_->shard(i).root.range_waiters;
   }
 
   // uid 0 may take what there is.
