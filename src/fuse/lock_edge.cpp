@@ -286,24 +286,19 @@ void LockEdge::on_flush(OpenFile& file, std::uint64_t owner, const Caller& calle
 
 void LockEdge::on_release(OpenFile& file, std::optional<std::uint64_t> flock_owner) {
   const std::uint64_t mount = locks_.mount_id();
+  // A process's own too: closing dropped them, but for what came after the close.
   std::vector<OwnerId> left;
-  std::vector<OwnerId> late;  // processes' own: closing dropped them, unless they came after it
   {
     const MutexLock hold{file.locks.mu};
     for (const LockCarrier& c : file.locks.carriers) {
-      (c.kind == LockKind::kPosix ? late : left).push_back({mount, c.owner, OwnerSpace::kRange});
+      left.push_back({mount, c.owner, OwnerSpace::kRange});
     }
     if (file.locks.took_flock) left.push_back({mount, file.locks.description, OwnerSpace::kFlock});
   }
-  for (const OwnerId& owner : late) {
-    if (!locks_.drop_if_through(file.id, owner, file.fh)) {
-      log::error("a closed descriptor's lock on {}:{} could not be dropped", file.id.dev,
-                 file.id.ino);
-    }
-  }
   if (flock_owner) left.push_back({mount, *flock_owner, OwnerSpace::kFlock});
   for (const OwnerId& owner : left) {
-    if (!locks_.drop_owner(file.id, owner)) {
+    // By open file and not by owner alone: this comes late, and the value may be a new one's.
+    if (!locks_.drop_if_through(file.id, owner, file.fh)) {
       log::error("a closed description's locks on {}:{} could not be dropped", file.id.dev,
                  file.id.ino);
     }

@@ -19,7 +19,13 @@ typename LockTable<A>::Attempt LockTable<A>::attempt(const LockRequest& req, std
   Ref f = Files::find(a_, root_.files, req.file);
   Ref o = f == 0 ? 0 : Owners::find(a_, file(f).owners, req.owner);
   bool lost = false;
-  if (req.owner.space == OwnerSpace::kFlock && o != 0 && owner(o).grant_count != 0) {
+  const bool of_description = req.kind == LockKind::kOfd || req.kind == LockKind::kFlock;
+  if (o != 0 && owner(o).grant_count != 0 && of_description && owner(o).fh != req.holder.fh) {
+    // Another open file: the kernel gave the closed one's owner value out again at once, and its
+    // RELEASE is still on the way. What that one held is nobody's.
+    set_range(o, 0, ByteRange::kEof, std::nullopt, now, 0);
+    lost = true;
+  } else if (req.owner.space == OwnerSpace::kFlock && o != 0 && owner(o).grant_count != 0) {
     // flock_lock_inode(): the old lock goes first, whatever comes of the new one.
     if (grant(owner(o).grants).mode == req.mode) {
       a_.set(owner(o).fenced, std::uint8_t{0});
