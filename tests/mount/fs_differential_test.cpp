@@ -96,6 +96,14 @@ TEST_F(FsDifferential, AsOneUserAlone) {
   agree(p);
 }
 
+// A user's own mount of his own directory, by his own daemon.
+TEST_F(FsDifferential, UsersMountEqualsNative) {
+  Plan p = plan();
+  p.mounter = users_mounter(1);
+  p.sole_actor = 1;
+  agree(p);
+}
+
 TEST_F(FsDifferential, HolesEqualNative) {
   Plan p = plan();
   p.compare.holes = true;

@@ -1,4 +1,5 @@
 // The mount over a backing file system in trouble: full, read-only, gone. CONTRACT section 6.
+#include <dirent.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
@@ -7,7 +8,10 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdlib>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -244,6 +248,57 @@ TEST_F(FsEnvironment, DetachedBackingWorksOn) {
   }
   EXPECT_EQ(content(fixture.mount() + "/late"), "y");
   EXPECT_EQ(content(fixture.mount() + "/early"), "x");
+}
+
+std::vector<std::string> names_in(const std::string& path) {
+  std::vector<std::string> out;
+  const std::unique_ptr<DIR, int (*)(DIR*)> dir{opendir(path.c_str()), closedir};
+  while (const dirent* d = dir ? readdir(dir.get()) : nullptr) out.emplace_back(d->d_name);
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+TEST_F(FsEnvironment, ControlNameIsHiddenAndShadows) {
+  using Names = std::vector<std::string>;
+  const MountFixture fixture;
+  const std::string& top = fixture.mount();
+  const std::string real = fixture.source() + "/.locks";
+  ASSERT_EQ(mkdir(real.c_str(), 0755), 0);
+  (void)make(real + "/real");
+  (void)make(fixture.source() + "/file");
+  ASSERT_EQ(mkdir((fixture.source() + "/dir").c_str(), 0755), 0);
+
+  EXPECT_EQ(names_in(top), (Names{".", "..", "dir", "file"}));
+  const std::string control = top + "/.locks";
+  EXPECT_NE(content(control + "/README"), "");
+  EXPECT_EQ(errno_of(access((control + "/real").c_str(), F_OK)), ENOENT);
+  EXPECT_EQ(errno_of(mkdir(control.c_str(), 0755)), EEXIST);
+  EXPECT_EQ(errno_of(symlink("x", control.c_str())), EEXIST);
+  EXPECT_EQ(errno_of(link((top + "/file").c_str(), control.c_str())), EEXIST);
+  EXPECT_NE(errno_of(rmdir(control.c_str())), 0);
+  EXPECT_NE(errno_of(unlink(control.c_str())), 0);
+  EXPECT_NE(errno_of(rename((top + "/dir").c_str(), control.c_str())), 0);
+  EXPECT_NE(errno_of(rename(control.c_str(), (top + "/moved").c_str())), 0);
+  EXPECT_EQ(names_in(real), (Names{".", "..", "real"}));
+
+  // Elsewhere it is a name like any other.
+  ASSERT_EQ(mkdir((top + "/dir/.locks").c_str(), 0755), 0);
+  EXPECT_EQ(names_in(top + "/dir"), (Names{".", "..", ".locks"}));
+  ASSERT_EQ(rename((top + "/dir/.locks").c_str(), (top + "/dir/x").c_str()), 0);
+  EXPECT_EQ(names_in(top + "/dir"), (Names{".", "..", "x"}));
+
+  MountFixture::Options options = fixture.another();
+  options.options = {"control=.other"};
+  const MountFixture other{options};
+  EXPECT_EQ(names_in(other.mount()), (Names{".", "..", ".locks", "dir", "file"}));
+  EXPECT_EQ(names_in(other.mount() + "/.locks"), (Names{".", "..", "real"}));
+  EXPECT_NE(content(other.mount() + "/.other/README"), "");
+
+  // What empties the mount leaves what it cannot see.
+  const std::string command = "rm -rf '" + top + "'/* '" + top + "'/.[!.]* 2>/dev/null";
+  (void)!std::system(command.c_str());  // NOLINT: the words are ours
+  EXPECT_EQ(names_in(fixture.source()), (Names{".", "..", ".locks"}));
+  EXPECT_EQ(names_in(real), (Names{".", "..", "real"}));
 }
 
 }  // namespace

@@ -84,7 +84,7 @@ class Session {
  public:
   explicit Session(const Plan& plan)
       : plan_{plan},
-        stage_{plan.mounts, plan.mounter},
+        stage_{plan.mounts, plan.mounter, plan.sole_actor},
         a_{stage_.root_a(), Sabotage::kNone},
         b_{stage_.root_b(), plan.sabotage} {
     last_ = StepClock::wait_for_tick(0);
@@ -126,9 +126,9 @@ class Session {
 
   std::string compare_trees() {
     tick();
-    const Snapshot one = take_snapshot(stage_.root_a() + "/m0");
+    const Snapshot one = look(stage_.root_a() + "/m0");
     last_ = a_.clock().end();
-    const Snapshot two = take_snapshot(stage_.root_b() + "/m0");
+    const Snapshot two = look(stage_.root_b() + "/m0");
     last_ = std::max(last_, b_.clock().end());
     return all_differences(one, two, "the trees");
   }
@@ -139,7 +139,7 @@ class Session {
     if (!differ.empty()) return differ;
     a_.dismiss();
     b_.dismiss();
-    const Snapshot seen = take_snapshot(stage_.root_b() + "/m0");
+    const Snapshot seen = look(stage_.root_b() + "/m0");
     stage_.unmount_b();
     const Snapshot one = take_snapshot(stage_.backing_a());
     const Snapshot two = take_snapshot(stage_.backing_b());
@@ -155,6 +155,12 @@ class Session {
   }
 
  private:
+  [[nodiscard]] Snapshot look(const std::string& root) const {
+    if (!plan_.sole_actor) return take_snapshot(root);
+    const ActingAs him{identity(*plan_.sole_actor)};
+    return take_snapshot(root);
+  }
+
   void tick() {
     const std::int64_t now = StepClock::wait_for_tick(last_);
     a_.clock().begin(now);
@@ -251,7 +257,8 @@ std::optional<Failure> drive(const Plan& plan, const std::function<const Op*(Ses
     return failure;
   };
   try {
-    for (const Op& op : prologue()) {
+    for (Op op : prologue()) {
+      if (plan.sole_actor) op.actor = *plan.sole_actor;
       const std::string differ = session.step(op);
       if (!differ.empty()) return failed("(beginning) " + differ);
     }
@@ -273,7 +280,8 @@ std::optional<Failure> drive(const Plan& plan, const std::function<const Op*(Ses
 }  // namespace
 
 std::optional<Failure> run_random(const Plan& plan, std::uint64_t seed) {
-  Generator generator{seed, plan.mounts, plan.actors};
+  Generator generator{seed, plan.mounts,
+                      plan.sole_actor ? std::vector<int>{*plan.sole_actor} : plan.actors};
   std::vector<Known> existing;
   Op op;
   int made = 0;

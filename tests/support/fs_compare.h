@@ -27,6 +27,8 @@ struct Deviation {
 struct Plan {
   int mounts{1};
   std::vector<int> actors{0, 1, 2, 3, 4, 5};
+  // The only one who acts, owns the trees and looks at them; actors is not used then.
+  std::optional<int> sole_actor;
   int steps{1000};
   Mounter mounter;
   Sabotage sabotage{Sabotage::kNone};

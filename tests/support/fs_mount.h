@@ -12,4 +12,8 @@ namespace latchfs::fsdiff {
 // What it mounts throws std::runtime_error, one clear line, where the machine has no /dev/fuse.
 [[nodiscard]] Mounter latchfs_mounter(std::vector<std::string> options = {});
 
+// By a daemon that the user runs himself, through fusermount3; others may look (allow_other).
+// Precondition: use_private_mounts(), since /dev/fuse and /etc/fuse.conf are made to allow it.
+[[nodiscard]] Mounter users_mounter(int actor);
+
 }  // namespace latchfs::fsdiff

@@ -18,6 +18,7 @@
 #include <system_error>
 
 #include "base/unique_fd.h"
+#include "support/fs_world.h"
 
 namespace latchfs::fsdiff {
 namespace {
@@ -99,7 +100,7 @@ Mounter native_mounter() {
   };
 }
 
-Stage::Stage(int mounts, const Mounter& mounter)
+Stage::Stage(int mounts, const Mounter& mounter, std::optional<int> owner)
     : base_{make_scratch_directory("latchfs-differential")} {
   for (const std::string& dir : {root_a(), root_b(), look_a(), backing_a(), backing_b()}) {
     must(mkdir(dir.c_str(), 0755) == 0, "mkdir " + dir);
@@ -107,12 +108,17 @@ Stage::Stage(int mounts, const Mounter& mounter)
   // The beginning is the same on both sides to the nanosecond.
   const timespec epoch[2] = {{1'000'000'000, 0}, {1'000'000'000, 0}};
   for (const std::string& dir : {backing_a(), backing_b()}) {
+    if (owner) {
+      const Identity& who = identity(*owner);
+      must(chown(dir.c_str(), who.uid, who.gid) == 0, "chown " + dir);
+    }
     must(utimensat(AT_FDCWD, dir.c_str(), epoch, 0) == 0, "utimensat " + dir);
   }
   unsigned long flags = 0;
   for (int i = 0; i < mounts; ++i) {
     const std::string at = root_b() + "/m" + std::to_string(i);
     must(mkdir(at.c_str(), 0755) == 0, "mkdir " + at);
+    if (owner) must(chown(at.c_str(), identity(*owner).uid, identity(*owner).gid) == 0, "chown");
     end_b_.push_back(mounter(backing_b(), at));
     struct statvfs got {};
     must(statvfs(at.c_str(), &got) == 0, "statvfs " + at);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,7 +26,8 @@ using Mounter =
 
 class Stage {
  public:
-  Stage(int mounts, const Mounter& mounter);
+  // owner: of the backing directories; an actor's number.
+  Stage(int mounts, const Mounter& mounter, std::optional<int> owner);
   ~Stage();
   Stage(const Stage&) = delete;
   Stage& operator=(const Stage&) = delete;

@@ -126,6 +126,18 @@ void become(const Identity& who) {
   prctl(PR_SET_DUMPABLE, 1);  // setresuid() hid /proc/PID from the daemon of an ordinary user
 }
 
+ActingAs::ActingAs(const Identity& who) : groups_(64) {
+  const int count = getgroups(static_cast<int>(groups_.size()), groups_.data());
+  groups_.resize(static_cast<std::size_t>(std::max(count, 0)));
+  must(setgroups(who.groups.size(), who.groups.data()) == 0, "setgroups");
+  must(setresgid(who.gid, who.gid, 0) == 0 && setresuid(who.uid, who.uid, 0) == 0, "setresuid");
+}
+
+ActingAs::~ActingAs() {
+  must(setresuid(0, 0, 0) == 0 && setresgid(0, 0, 0) == 0, "setresuid");
+  must(setgroups(groups_.size(), groups_.data()) == 0, "setgroups");
+}
+
 std::int64_t StepClock::wait_for_tick(std::int64_t later_than) {
   for (;;) {
     const std::int64_t coarse = now(CLOCK_REALTIME_COARSE);

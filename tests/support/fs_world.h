@@ -28,6 +28,19 @@ struct Identity {
 // Gives the calling process that identity. Aborts the process when it cannot.
 void become(const Identity& who);
 
+// The calling process, which is root, acts as somebody else as long as the object lives; what it
+// starts then is nobody but him.
+class ActingAs {
+ public:
+  explicit ActingAs(const Identity& who);
+  ~ActingAs();
+  ActingAs(const ActingAs&) = delete;
+  ActingAs& operator=(const ActingAs&) = delete;
+
+ private:
+  std::vector<gid_t> groups_;
+};
+
 // Which step a timestamp was made in. Steps are kept apart by a tick of the kernel's coarse clock,
 // so "this time was set by step 17" is exact and can be compared between worlds.
 class StepClock {
