@@ -71,6 +71,8 @@ bool asks_for_flags(const Op& op, const Outcome& native, const Outcome& ours) {
   return ours.err == EACCES && (sets || (asks && native.err == 0));
 }
 
+bool splices(const Op& op) { return op.call == Call::kSplice || op.call == Call::kSendfile; }
+
 bool switches_noatime(const Op& op) { return op.call == Call::kSetfl && (op.a & O_NOATIME) != 0; }
 
 std::vector<Deviation> common() {
@@ -133,6 +135,13 @@ const std::vector<Deviation>& deviations_between_mounts() {
         {"mmap: what is written or cut off through one mount is not seen in mappings made "
          "through the other",
          "mm/filemap.c: filemap_fault(), the mount's own pages and i_size", maps, nullptr});
+    rows.push_back(
+        {"splice, sendfile: a file that grew through the other mount ends where this mount last "
+         "saw its end",
+         "mm/filemap.c: filemap_splice_read() reads i_size; fs/fuse/file.c: fuse_splice_read() "
+         "does "
+         "not ask for it as fuse_cache_read_iter() does",
+         splices, nullptr});
     // Not in the table: Executor asks again.
     rows.push_back(
         {"rename: ESTALE for a directory that was moved through another mount and not "
