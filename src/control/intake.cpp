@@ -61,7 +61,10 @@ Intake::Taken Intake::add_to_query(std::string_view data) {
 }
 
 Intake::Taken Intake::add(std::string_view data) {
-  if (data.size() > kMaxRequest - pending_.size()) return drop(TooLarge{});
+  if (too_large_ || data.size() > kMaxRequest - pending_.size()) {
+    too_large_ = true;
+    return drop(TooLarge{});
+  }
   if (pending_.empty()) {
     const auto first = data.find_first_not_of(kSpace);
     only_space_ = only_space_ || (first == std::string_view::npos && !data.empty());
@@ -76,6 +79,10 @@ Intake::Taken Intake::add(std::string_view data) {
 }
 
 Intake::Taken Intake::finish() {
+  if (too_large_) {
+    too_large_ = false;
+    return TooLarge{};
+  }
   if (pending_.empty()) {
     // The newline that a program writes after its request is no request of its own.
     const bool empty_request = only_space_ && !had_request_;

@@ -2,8 +2,10 @@
 //
 // JSON begins with '{' and is complete when its object closes; the query form is complete at its
 // newline, or when the file is closed. One request at a time: what follows a complete one in the
-// same write must be white space. After a complete, malformed or oversized request the next write
-// begins a new one.
+// same write must be white space. After a complete or malformed request the next write begins a
+// new one. After an oversized one everything is TooLarge until finish(): the kernel hands a large
+// write over in pieces and reports those that went well, so that the program comes again with the
+// rest, which must not be taken for a request.
 #pragma once
 
 #include <string>
@@ -32,7 +34,7 @@ class Intake {
   // Malformed then, but kept in case more comes after all: a shell's `printf … >&3` closes a copy
   // of its descriptor after each piece.
   Taken finish();
-  [[nodiscard]] bool waiting() const { return !pending_.empty() || only_space_; }
+  [[nodiscard]] bool waiting() const { return !pending_.empty() || only_space_ || too_large_; }
 
  private:
   Taken drop(Taken taken);
@@ -42,6 +44,7 @@ class Intake {
   std::string pending_;  // begins with the request's first byte
   bool only_space_{};    // white space came, and nothing else yet
   bool had_request_{};
+  bool too_large_{};
   std::size_t check_at_{};  // pending_.size() from which JSON is checked again
   // Where the bytes so far leave us in the JSON text.
   std::size_t depth_{};

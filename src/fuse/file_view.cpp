@@ -15,14 +15,6 @@
 namespace latchfs::fuse {
 namespace {
 
-Result<UniqueFd> step_as(const Caller& caller, int dir, const char* name) {
-  const auto fd = posix::as_caller(caller, posix::Groups::kOnDemand, [&]() -> long {
-    return ::openat(dir, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-  });
-  if (!fd) return fd.error();
-  return UniqueFd{static_cast<int>(*fd)};
-}
-
 mode_t type_of(unsigned char d_type) { return DTTOIF(d_type); }
 
 }  // namespace
@@ -50,6 +42,18 @@ Result<control::FileEntry> MountFileView::lookup(std::uint64_t parent, std::stri
   const auto found = inodes_.adopt(std::move(*fd), parent, text);
   if (!found) return found.error();
   return control::FileEntry{found->node, found->id, found->attr};
+}
+
+Result<UniqueFd> MountFileView::step_as(const Caller& caller, int dir, const char* name) {
+  Result<UniqueFd> fd = errno_code(EACCES);
+  const auto done = posix::as_caller(caller, posix::Groups::kOnDemand, [&]() -> long {
+    fd = inodes_.open_child(dir, name);
+    if (fd) return 0;
+    errno = fd.error().value();
+    return -1;
+  });
+  if (!done) return done.error();
+  return fd;
 }
 
 void MountFileView::forget(std::uint64_t node, std::uint64_t count) noexcept {
@@ -109,7 +113,7 @@ Result<UniqueFd> MountFileView::walk(std::string_view path, const Caller& caller
     if (first && name == control_name_) return errno_code(ENOENT);
     first = false;
     auto next = step_as(caller, at ? at.get() : inodes_.root()->fd.get(), name.c_str());
-    // openat(2) says ENOTDIR for a component below a symlink, too.
+    // The kernel says ENOTDIR for a component below a symlink, too.
     if (!next && at && next.error() == errno_code(ENOTDIR)) {
       const auto st = posix::stat_of(at.get());
       if (st && S_ISLNK(st->st_mode)) return errno_code(ELOOP);

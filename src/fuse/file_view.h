@@ -34,6 +34,7 @@ class MountFileView final : public control::FileView {
  private:
   // An O_PATH descriptor of what the path names, walked as the caller.
   Result<UniqueFd> walk(std::string_view path, const Caller& caller);
+  Result<UniqueFd> step_as(const Caller& caller, int dir, const char* name);
   // The process of a mount that shares the table; 0 if it is gone.
   pid_t daemon_of(std::uint64_t mount);
 

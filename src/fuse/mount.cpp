@@ -181,6 +181,7 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
   posix::InodeTable::Options table_options;
   table_options.use_handles = config.use_handles;
   const OptionList options{complete_options(config)};
+  UniqueFd covered{::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
   auto inodes = posix::InodeTable::create(std::move(config.source), table_options);
   if (!inodes) {
     return fail("cannot use " + config.source_path + ": " + inodes.error().message(),
@@ -209,6 +210,11 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
         errno_code(err));
   }
   impl->mounted = true;
+  // (Not asking the file system: nobody would answer yet.)
+  const UniqueFd top{::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
+  if (const auto dev = posix::device_of(top.get())) {
+    impl->fs.inodes->set_own_mount(*dev, std::move(covered));
+  }
   return std::unique_ptr<FuseMount>{new FuseMount{std::move(impl)}};
 }
 

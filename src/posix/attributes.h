@@ -23,8 +23,8 @@ struct FileRef {
   bool writable{};  // open_fd is
 };
 
-// Only what is set changes: owner, size, mode, times, so that a new mode is not undone by the others;
-// the first failure ends it.
+// Only what is set changes: owner, size, mode, times, so that a new mode is not undone by the
+// others; the first failure ends it.
 struct AttrChange {
   std::optional<uid_t> uid;
   std::optional<gid_t> gid;

@@ -152,13 +152,15 @@ Result<PinPtr> InodeTable::repin(std::uint64_t node) {
   return PinPtr{fresh};
 }
 
-Result<UniqueFd> InodeTable::open_at(int dir, const char* name, int flags) {
-  for (bool again = true;; again = false) {
-    const int fd = ::openat(dir, name, flags | O_PATH | O_NOFOLLOW | O_CLOEXEC);
-    if (fd >= 0) return UniqueFd{fd};
-    if (!again || (errno != EMFILE && errno != ENFILE)) return last_errno();
-    shed();
-  }
+Result<UniqueFd> InodeTable::open_child(int dir, const char* name) {
+  auto fd = mount_points_.open_child(dir, name);
+  if (fd || (fd.error() != errno_code(EMFILE) && fd.error() != errno_code(ENFILE))) return fd;
+  shed();
+  return mount_points_.open_child(dir, name);
+}
+
+Result<UniqueFd> InodeTable::open_parent(int dir) {
+  return opened(::openat(dir, "..", O_PATH | O_DIRECTORY | O_CLOEXEC));
 }
 
 // Up to the nearest ancestor that has a descriptor, then down again by name. No recursion: trees
@@ -192,7 +194,7 @@ Result<UniqueFd> InodeTable::open_by_name(std::uint64_t node, FileId id) {
   UniqueFd fd;
   int dir = from->fd.get();
   for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
-    auto next = open_at(dir, step->name.c_str(), 0);
+    auto next = open_child(dir, step->name.c_str());
     if (!next) return next.error() == errno_code(ENOENT) ? errno_code(ESTALE) : next.error();
     const auto st = stat_of(next->get());
     if (!st) return st.error();
@@ -277,7 +279,7 @@ Result<Entry> InodeTable::lookup(std::uint64_t parent, const char* name) {
   const auto dir = pin(parent);
   if (!dir) return dir.error();
   become_daemon();
-  auto fd = open_at((*dir)->fd.get(), name, 0);
+  auto fd = open_child((*dir)->fd.get(), name);
   if (!fd) return fd.error();
   return adopt(std::move(*fd), parent, name);
 }
@@ -344,7 +346,7 @@ Result<Entry> InodeTable::parent_of(std::uint64_t node) {
   if (!dir) return dir.error();
   become_daemon();
   if (auto below = check_below_root((*dir)->fd.get()); !below) return below.error();
-  auto up = open_at((*dir)->fd.get(), "..", O_DIRECTORY);
+  auto up = open_parent((*dir)->fd.get());
   if (!up) return up.error();
   return adopt(std::move(*up), 0, {});
 }
@@ -358,7 +360,7 @@ Result<void> InodeTable::check_below_root(int dir) {
     if (file_id(*st) == root_->id) return {};
     if (file_id(*st) == before) return errno_code(ESTALE);  // "/": came by another way
     before = file_id(*st);
-    auto next = open_at(at, "..", O_DIRECTORY);
+    auto next = open_parent(at);
     if (!next) return next.error();
     up = std::move(*next);
     at = up.get();

@@ -31,6 +31,7 @@
 #include "latchfs/types.h"
 #include "posix/devices.h"
 #include "posix/file_handle.h"
+#include "posix/mount_points.h"
 #include "posix/node_ids.h"
 
 namespace latchfs::posix {
@@ -73,6 +74,13 @@ class InodeTable {
   Result<Entry> lookup(std::uint64_t parent, const char* name);
   // The same for a file that is open already (any descriptor) and was reached by parent and name.
   Result<Entry> adopt(UniqueFd fd, std::uint64_t parent, std::string_view name);
+
+  // An O_PATH descriptor of a name in a directory: mount_points.h. Takes no reference.
+  Result<UniqueFd> open_child(int dir, const char* name);
+  // Before the first request.
+  void set_own_mount(dev_t dev, UniqueFd covered) noexcept {
+    mount_points_.set_own(dev, std::move(covered));
+  }
 
   // Gives references back.
   void forget(std::uint64_t node, std::uint64_t count) noexcept;
@@ -157,7 +165,7 @@ class InodeTable {
   Result<Entry> parent_of(std::uint64_t node);
   // Walks up from a directory.
   Result<void> check_below_root(int dir);
-  Result<UniqueFd> open_at(int dir, const char* name, int flags);
+  Result<UniqueFd> open_parent(int dir);
   void shed() noexcept;
   void sweep(std::uint32_t idle_ticks) noexcept;
   void run_janitor();
@@ -166,6 +174,7 @@ class InodeTable {
   const Options options_;
   const std::size_t pins_per_shard_;
   Devices devices_;
+  MountPoints mount_points_{devices_};
   NodeIds ids_;
   std::array<Shard, kShards> shards_;
   std::atomic<std::uint32_t> tick_{0};

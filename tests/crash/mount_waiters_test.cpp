@@ -122,7 +122,9 @@ TEST(MountWaiters, TenThousandAreFlatAndInOrder) {
       "a waiter\n",
       kWaiters, threads, threads_before, rss, rss_before, per_waiter);
   EXPECT_LE(threads, threads_before + kMoreThreads);
-  if (!kSanitized) EXPECT_LE(per_waiter, kBytesPerWaiter);
+  if (!kSanitized) {
+    EXPECT_LE(per_waiter, kBytesPerWaiter);
+  }
 
   ASSERT_EQ(unlock(holder.get(), LockType::kOfd), 0);
   for (Child& child : children) ASSERT_TRUE(exited_well(child.wait()));

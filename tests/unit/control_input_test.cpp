@@ -125,9 +125,12 @@ TEST(Intake, TheLimitIsExact) {
   const std::string most = "a=" + std::string(Intake::kMaxRequest - 3, 'x') + "\n";
   EXPECT_TRUE(std::holds_alternative<Intake::Request>(intake.add(most)));
   EXPECT_TRUE(std::holds_alternative<Intake::TooLarge>(intake.add("a" + most)));
+  EXPECT_TRUE(std::holds_alternative<Intake::TooLarge>(intake.add("a=b\n"))) << "the rest of it";
+  EXPECT_TRUE(intake.waiting());
+  EXPECT_TRUE(std::holds_alternative<Intake::TooLarge>(intake.finish()));
+  EXPECT_FALSE(intake.waiting());
   EXPECT_TRUE(std::holds_alternative<Incomplete>(intake.add(most.substr(0, most.size() - 1))));
   EXPECT_TRUE(std::holds_alternative<Intake::TooLarge>(intake.add("xx")));
-  EXPECT_FALSE(intake.waiting());
 }
 
 TEST(Intake, AMegabyteByteByByteIsNotParsedAMillionTimes) {

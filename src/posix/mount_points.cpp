@@ -1,0 +1,105 @@
+#include "posix/mount_points.h"
+
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <fstream>
+#include <string>
+
+#include "posix/credentials.h"
+#include "posix/dir_stream.h"
+#include "posix/file_handle.h"
+#include "posix/sys.h"
+
+namespace latchfs::posix {
+namespace {
+
+// proc(5), mountinfo: "ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAGS] - TYPE SOURCE OPTIONS".
+bool is_latchfs(dev_t dev) {
+  const std::string device =
+      " " + std::to_string(major(dev)) + ":" + std::to_string(minor(dev)) + " ";
+  std::ifstream mounts{"/proc/self/mountinfo"};
+  for (std::string line; std::getline(mounts, line);) {
+    const auto dash = line.find(" - ");
+    if (dash != std::string::npos && line.find(device) < dash) {
+      return line.compare(dash + 3, 13, "fuse.latchfs ") == 0;
+    }
+  }
+  return false;
+}
+
+// What the directory itself says of a name that is mounted over; 0 if it has none such.
+std::uint64_t listed_ino(int dir, const char* name) {
+  UniqueFd fd{
+      ::openat(self_fds(), FdName{dir}.c_str(), O_RDONLY | O_DIRECTORY | O_NOATIME | O_CLOEXEC)};
+  if (!fd) return 0;
+  DirStream stream{std::move(fd)};
+  for (;;) {
+    const auto item = stream.peek(32768);
+    if (!item || *item == nullptr) return 0;
+    if (std::strcmp((*item)->name, name) == 0) return (*item)->ino;
+    stream.advance();
+  }
+}
+
+}  // namespace
+
+Result<dev_t> device_of(int fd) {
+  struct statx sx {};
+  if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, &sx) != 0) return last_errno();
+  return makedev(sx.stx_dev_major, sx.stx_dev_minor);
+}
+
+void MountPoints::set_own(dev_t dev, UniqueFd covered) noexcept {
+  own_ = dev;
+  covered_ = std::move(covered);
+}
+
+Result<UniqueFd> MountPoints::open_child(int dir, const char* name) const {
+  struct open_how how {};
+  how.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
+  how.resolve = RESOLVE_NO_XDEV;
+  const long fd = ::syscall(SYS_openat2, dir, name, &how, sizeof how);
+  if (fd >= 0) return UniqueFd{static_cast<int>(fd)};
+  if (errno != EXDEV) return last_errno();
+  return enter(dir, name);
+}
+
+Result<UniqueFd> MountPoints::enter(int dir, const char* name) const {
+  become_daemon();
+  auto fd = opened(::openat(dir, name, O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd) return fd.error();
+  const auto dev = device_of(fd->get());
+  if (!dev) return dev.error();
+  if (own_ && *dev == *own_) return open_covered(dir, name);
+  if (devices_.find(*dev) == Devices::kMost && is_latchfs(*dev)) return open_covered(dir, name);
+  return fd;
+}
+
+Result<UniqueFd> MountPoints::open_covered(int dir, const char* name) const {
+  const auto here = stat_of(dir);
+  if (!here) return here.error();
+  const unsigned slot = devices_.find(here->st_dev);
+  if (slot != Devices::kMost && devices_.at(slot).has_handles()) {
+    const auto handle = FileHandle::ext_wildcard(listed_ino(dir, name));
+    auto fd =
+        handle ? handle->open(devices_.at(slot).mount.get()) : Result<UniqueFd>{handle.error()};
+    if (fd) return fd;
+  }
+  // Else only our own, if it is in this directory.
+  if (covered_) {
+    const UniqueFd up{::openat(covered_.get(), "..", O_PATH | O_DIRECTORY | O_CLOEXEC)};
+    const auto above = up ? stat_of(up.get()) : Result<struct stat>{last_errno()};
+    if (above && file_id(*above) == file_id(*here)) {
+      return opened(::fcntl(covered_.get(), F_DUPFD_CLOEXEC, 0));
+    }
+  }
+  return errno_code(ELOOP);
+}
+
+}  // namespace latchfs::posix
