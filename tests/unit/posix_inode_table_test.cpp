@@ -257,6 +257,23 @@ TEST_P(InodeTableTest, CrossesIntoOtherFileSystems) {
   EXPECT_EQ(::umount2(at("m").c_str(), MNT_DETACH), 0);
 }
 
+TEST_P(InodeTableTest, SeesTheDirectoryUnderItsOwnMount) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root to mount";
+  make_dir("d");
+  make_dir("d/m");
+  make_file("d/m/covered");
+  UniqueFd under = path_fd("d/m");
+  ASSERT_EQ(::mount("tmpfs", at("d/m").c_str(), "tmpfs", 0, "size=1m"), 0);  // plays the FUSE mount
+  make_file("d/m/on-top");
+  table().set_own_mount(stat_at("d/m").st_dev, std::move(under));
+  const Entry d = look(1, "d");
+  const Entry m = look(d.node, "m");
+  look(m.node, "covered");
+  EXPECT_EQ(table().lookup(m.node, "on-top").error(), errno_code(ENOENT));
+  close_table();
+  EXPECT_EQ(::umount2(at("d/m").c_str(), MNT_DETACH), 0);
+}
+
 TEST_P(InodeTableTest, ManyThreadsAtOnce) {
   for (int i = 0; i < 50; ++i) make_file("f" + std::to_string(i));
   make_table(64);
