@@ -16,18 +16,13 @@
 #include "support/lock_children.h"
 #include "support/lock_proc.h"
 #include "support/mount_fixture.h"
+#include "support/sanitized.h"
 
 namespace latchfs::locktest {
 namespace {
 
+using test::kSanitized;
 using test::MountFixture;
-
-// A sanitizer takes tens of megabytes a process, and what it makes of memory is no measure.
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
 
 constexpr unsigned kProcesses = kSanitized ? 10 : 100;
 constexpr unsigned kThreads = 100;

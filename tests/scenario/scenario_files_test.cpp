@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "support/lock_compare.h"
-#include "support/lock_world.h"
+#include "support/lock_script.h"
 #include "support/mount_ground.h"
 
 namespace latchfs::locktest {

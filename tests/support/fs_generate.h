@@ -61,6 +61,7 @@ class Generator {
   void open_something(Op& op, const std::vector<Known>& existing, bool directory);
   int free_slot();
   std::int64_t offset();
+  std::int64_t near_offset();
   std::int64_t size();
   std::int64_t mode();
   std::int64_t user();

@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "support/lock_script.h"
 #include "support/lock_step.h"
-#include "support/lock_world.h"
 
 namespace latchfs::locktest {
 

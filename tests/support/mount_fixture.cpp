@@ -57,16 +57,21 @@ std::string new_table_name() {
   return "test-" + std::to_string(::getpid()) + "-" + std::to_string(count++);
 }
 
-// Tables have the name in their file's name. Ours is like no other.
+// What the table's last user leaves, and keeps for the next: the memory, and the file that names it
+// (docs/recovery.md). Ours has a name like no other, and no next user.
 void remove_table(const std::string& name) {
   std::error_code ignored;
+  std::string registry = "/run/latchfs";
+  if (::geteuid() != 0) {
+    const char* const runtime = std::getenv("XDG_RUNTIME_DIR");
+    registry = runtime != nullptr ? std::string{runtime} + "/latchfs"
+                                  : "/tmp/latchfs-" + std::to_string(::geteuid());
+  }
+  files::remove(registry + "/" + name + ".table", ignored);
   for (const auto& entry : files::directory_iterator{"/dev/shm", ignored}) {
-    const std::string file = entry.path().filename();
-    const std::size_t at = file.find(name);
-    if (at == std::string::npos) continue;
-    const std::size_t end = at + name.size();
-    if (end < file.size() && std::isdigit(static_cast<unsigned char>(file[end])) != 0) continue;
-    files::remove_all(entry.path(), ignored);
+    if (entry.path().filename().string().rfind("latchfs-" + name + "-", 0) == 0) {
+      files::remove(entry.path(), ignored);
+    }
   }
 }
 

@@ -6,6 +6,8 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <deque>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -58,10 +60,39 @@ class RecordingSink final : public GrantSink {
   std::vector<std::uint64_t> order_;
 };
 
+// The tables this process named, removed when it ends: the file that names a table's memory stays
+// otherwise, for whoever attaches next (docs/recovery.md).
+class OwnTables {
+ public:
+  OwnTables() = default;
+  OwnTables(const OwnTables&) = delete;
+  OwnTables& operator=(const OwnTables&) = delete;
+  ~OwnTables() {
+    if (::getpid() != creator_) return;
+    for (const std::string& name : names_) {
+      const std::string file = "/run/latchfs/" + name + ".table";
+      std::string region;
+      std::getline(std::ifstream{file}, region);
+      if (region.rfind("latchfs-" + name, 0) == 0) ::unlink(("/dev/shm/" + region).c_str());
+      ::unlink(file.c_str());
+    }
+  }
+  const std::string& add(std::string name) {
+    const std::lock_guard hold{mu_};
+    return names_.emplace_back(std::move(name));
+  }
+
+ private:
+  pid_t creator_{::getpid()};
+  std::mutex mu_;
+  std::deque<std::string> names_;
+};
+
 inline std::string unique_table() {
+  static OwnTables tables;
   static std::atomic<int> n{0};
-  return "test-" + std::to_string(::getpid()) + "-" + std::to_string(n++) + "-" +
-         std::to_string(std::random_device{}());
+  return tables.add("test-" + std::to_string(::getpid()) + "-" + std::to_string(n++) + "-" +
+                    std::to_string(std::random_device{}()));
 }
 
 inline std::unique_ptr<LockService> make_store(const std::string& kind, GrantSink& sink,

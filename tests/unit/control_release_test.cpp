@@ -313,8 +313,11 @@ TEST_F(ControlRelease, GivenUpMeanwhile) {
 
 TEST_F(ControlRelease, ManyPieces) {
   world.locks.clear();
-  for (std::uint64_t i = 0; i < 1500; ++i)
-    world.locks.add(grant(file, 0xAB, range(2 * i, 1), 1000));
+  std::vector<Grant> pieces;
+  for (std::uint64_t i = 0; i < 1500; ++i) {
+    pieces.push_back(grant(file, 0xAB, range(2 * i, 1), 1000));
+  }
+  world.locks.add_all(pieces);
   EXPECT_EQ(world.echo(query()), 0);
   const json answer = reply();
   EXPECT_EQ(answer["count"], 1500);
