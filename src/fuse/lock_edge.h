@@ -36,7 +36,7 @@ struct IoRequest {
   ByteRange range;
   OpenFilePtr open;       // null: truncate(2), by name
   std::uint64_t owner{};  // the request's lock owner, 0 where it carries none
-  bool nonblocking{};     // O_NONBLOCK, now
+  bool nonblocking{};     // O_NONBLOCK, now: of reads
   Caller caller;
 };
 
@@ -89,15 +89,25 @@ class LockEdge {
   // one. The file is out of the table already.
   void on_release(OpenFile& file, std::optional<std::uint64_t> flock_owner);
 
-  // Asks leave for an operation. A value: go on, and keep it until done. Nothing: the operation is
-  // parked, `reply` was moved away, and what make_resume() returned will be called with both, from
-  // any thread, once it may go on. Error: refused.
-  // make_resume is called only to park: it copies what the handler's buffers will not keep.
+  // Asks leave to change a file's bytes; keep the pass until it is done. EAGAIN: another owner's
+  // lock is in the way, EIO: the caller's own lock was broken. It never waits (ADR 0008). Any
+  // thread.
+  Result<IoPass> admit_write(const IoRequest& io) {
+    if (!mandatory_) return IoPass{};
+    return admit_write_checked(io);
+  }
+
+  // Asks leave to read. A value: go on, and keep it until done. Nothing: the read is parked,
+  // `reply` was moved away, and what make_resume() returned will be called with both, from any
+  // thread, once it may go on. Error: refused. make_resume is called only to park: it copies what
+  // the handler's arguments will not keep.
   using Resume = std::function<void(Reply, IoPass)>;
   template <class MakeResume>
-  Result<std::optional<IoPass>> admit(const IoRequest& io, Reply& reply, MakeResume&& make_resume) {
+  Result<std::optional<IoPass>> admit_read(const IoRequest& io, Reply& reply,
+                                           MakeResume&& make_resume) {
     if (!mandatory_) return std::optional<IoPass>{IoPass{}};
-    return admit_checked(io, reply, std::function<Resume()>{std::forward<MakeResume>(make_resume)});
+    return admit_read_checked(io, reply,
+                              std::function<Resume()>{std::forward<MakeResume>(make_resume)});
   }
 
   // No more requests come. Whoever still waits is answered here: after this returns no Reply of
@@ -105,8 +115,12 @@ class LockEdge {
   void shutdown() noexcept;
 
  private:
-  Result<std::optional<IoPass>> admit_checked(const IoRequest& io, Reply& reply,
-                                              const std::function<Resume()>& make_resume);
+  Result<IoPass> admit_write_checked(const IoRequest& io);
+  Result<std::optional<IoPass>> admit_read_checked(const IoRequest& io, Reply& reply,
+                                                   const std::function<Resume()>& make_resume);
+  LockService::OpRequest op_request(const IoRequest& io);
+  // Asks once, without waiting.
+  Result<OpStarted> try_op(LockService::OpRequest& op, const IoRequest& io);
   std::uint64_t owner_by_process(FileId file, pid_t tid);
   // Asks for the lock and answers, now or when the wait is over.
   void take(Reply reply, const OpenFilePtr& file, const LockRequest& request, bool wait);

@@ -40,8 +40,7 @@ std::uint64_t LockEdge::owner_by_process(FileId file, pid_t tid) {
   return 0;
 }
 
-Result<std::optional<IoPass>> LockEdge::admit_checked(const IoRequest& io, Reply& reply,
-                                                      const std::function<Resume()>& make_resume) {
+LockService::OpRequest LockEdge::op_request(const IoRequest& io) {
   const std::uint64_t mount = locks_.mount_id();
   LockService::OpRequest op;
   op.file = io.file;
@@ -58,24 +57,43 @@ Result<std::optional<IoPass>> LockEdge::admit_checked(const IoRequest& io, Reply
     const MutexLock hold{io.open->locks.mu};
     op.description.key = io.open->locks.description;
   }
+  return op;
+}
+
+Result<OpStarted> LockEdge::try_op(LockService::OpRequest& op, const IoRequest& io) {
   auto tried = locks_.begin_op(op, OnConflict::kRefuse, {});
   if (tried && std::holds_alternative<Conflict>(*tried) && io.owner == 0) {
     op.owner.key = owner_by_process(io.file, io.caller.pid);
     if (op.owner.key != 0) tried = locks_.begin_op(op, OnConflict::kRefuse, {});
   }
-  if (!tried) return tried.error();
-  if (std::holds_alternative<Granted>(*tried)) {
-    return std::optional<IoPass>{std::in_place, locks_, io.file, op.op};
-  }
-  if (std::holds_alternative<Fenced>(*tried)) {
+  if (tried && std::holds_alternative<Fenced>(*tried)) {
     log::warn("pid {} (uid {}) writes to {}:{} behind a lock that was broken: EIO", io.caller.pid,
               io.caller.uid, io.file.dev, io.file.ino);
     return errno_code(EIO);
   }
-  // Only reads wait. The kernel holds the inode's lock during a WRITE, FALLOCATE or SETATTR
-  // (fuse_direct_write_iter(), fuse_file_fallocate(), do_truncate()): one that waited here would
-  // keep the lock's holder from writing, and so from ever giving the lock back. ADR 0008.
-  if (io.nonblocking || io.kind != IoKind::kRead) return errno_code(EAGAIN);
+  return tried;
+}
+
+// The kernel holds the inode's lock during a WRITE, FALLOCATE or SETATTR (fuse_direct_write_iter(),
+// fuse_file_fallocate(), do_truncate()): one that waited here would keep the lock's holder from
+// writing, and so from ever giving the lock back. ADR 0008.
+Result<IoPass> LockEdge::admit_write_checked(const IoRequest& io) {
+  LockService::OpRequest op = op_request(io);
+  const auto tried = try_op(op, io);
+  if (!tried) return tried.error();
+  if (!std::holds_alternative<Granted>(*tried)) return errno_code(EAGAIN);
+  return IoPass{locks_, io.file, op.op};
+}
+
+Result<std::optional<IoPass>> LockEdge::admit_read_checked(
+    const IoRequest& io, Reply& reply, const std::function<Resume()>& make_resume) {
+  LockService::OpRequest op = op_request(io);
+  const auto tried = try_op(op, io);
+  if (!tried) return tried.error();
+  if (std::holds_alternative<Granted>(*tried)) {
+    return std::optional<IoPass>{std::in_place, locks_, io.file, op.op};
+  }
+  if (io.nonblocking) return errno_code(EAGAIN);
 
   op.holder.pid = static_cast<std::uint32_t>(process_of(io.caller.pid));
   op.holder.comm = task_name(io.caller.pid);

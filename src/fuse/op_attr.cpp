@@ -114,13 +114,8 @@ void op_setattr(fuse_req_t req, fuse_ino_t node, struct stat* attr, int to_set,
 
     const auto io = truncation(*target, *change.size, caller);
     if (!io) return io.error();
-    auto pass = fs.locks.admit(*io, reply, [&fs, &target, &change, &caller]() -> LockEdge::Resume {
-      return [&fs, target = *target, change, caller](Reply later, IoPass) {
-        if (auto r = apply(fs, later, target, change, caller); !r) later.error(r.error());
-      };
-    });
+    const auto pass = fs.locks.admit_write(*io);
     if (!pass) return pass.error();
-    if (!*pass) return {};
     return apply(fs, reply, *target, change, caller);
   });
 }

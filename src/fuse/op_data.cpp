@@ -53,9 +53,19 @@ Result<void> do_read(Reply& reply, const OpenFile& file, std::size_t size, off_t
   return {};
 }
 
-Result<std::size_t> do_write(const OpenFile& file, std::string_view data, off_t offset, int flags,
-                             const Caller& caller) {
-  return posix::write_at(file.fd.get(), data.data(), data.size(), offset, flags, caller);
+// The pass ends before the answer: who hears that a write is done may count on its lock being free.
+Result<std::size_t> do_write(FileSystem& fs, const IoRequest& io, std::string_view data,
+                             off_t offset, int flags) {
+  const auto pass = fs.locks.admit_write(io);
+  if (!pass) return pass.error();
+  return posix::write_at(io.open->fd.get(), data.data(), data.size(), offset, flags, io.caller);
+}
+
+Result<void> do_allocate(FileSystem& fs, const IoRequest& io, int mode, off_t offset,
+                         off_t length) {
+  const auto pass = fs.locks.admit_write(io);
+  if (!pass) return pass.error();
+  return posix::allocate(io.open->fd.get(), mode, offset, length, io.caller);
 }
 
 }  // namespace
@@ -73,7 +83,7 @@ void op_read(fuse_req_t req, fuse_ino_t node, size_t size, off_t offset,
     }
     const auto io = io_request(IoKind::kRead, *file, offset, size, *info, caller_of(req));
     if (!io) return io.error();
-    const auto pass = fs.locks.admit(*io, reply, [&file, size, offset]() -> LockEdge::Resume {
+    const auto pass = fs.locks.admit_read(*io, reply, [&file, size, offset]() -> LockEdge::Resume {
       return [file = *file, size, offset](Reply later, IoPass) {
         if (auto r = do_read(later, *file, size, offset); !r) later.error(r.error());
       };
@@ -97,23 +107,9 @@ void op_write(fuse_req_t req, fuse_ino_t node, const char* data, size_t size, of
       reply.written(0);
       return {};
     }
-    const Caller caller = caller_of(req);
-    const int flags = info->flags;
-    const auto io = io_request(IoKind::kWrite, *file, offset, size, *info, caller);
+    const auto io = io_request(IoKind::kWrite, *file, offset, size, *info, caller_of(req));
     if (!io) return io.error();
-    auto pass = fs.locks.admit(*io, reply, [&]() -> LockEdge::Resume {
-      return [file = *file, kept = std::string{data, size}, offset, flags, caller](Reply later,
-                                                                                   IoPass on) {
-        std::optional<IoPass> pass_on{std::move(on)};
-        const auto written = do_write(*file, kept, offset, flags, caller);
-        pass_on.reset();
-        written ? later.written(*written) : later.error(written.error());
-      };
-    });
-    if (!pass) return pass.error();
-    if (!*pass) return {};
-    const auto written = do_write(**file, {data, size}, offset, flags, caller);
-    pass->reset();
+    const auto written = do_write(fs, *io, {data, size}, offset, info->flags);
     if (!written) return written.error();
     reply.written(*written);
     return {};
@@ -128,22 +124,10 @@ void op_fallocate(fuse_req_t req, fuse_ino_t node, int mode, off_t offset, off_t
     const auto file = find_file(fs, info);
     if (!file) return file.error();
     if (length <= 0) return errno_code(EINVAL);
-    const Caller caller = caller_of(req);
-    const auto io =
-        io_request(IoKind::kWrite, *file, offset, static_cast<std::size_t>(length), *info, caller);
+    const auto io = io_request(IoKind::kWrite, *file, offset, static_cast<std::size_t>(length),
+                               *info, caller_of(req));
     if (!io) return io.error();
-    auto pass = fs.locks.admit(*io, reply, [&]() -> LockEdge::Resume {
-      return [file = *file, mode, offset, length, caller](Reply later, IoPass on) {
-        std::optional<IoPass> pass_on{std::move(on)};
-        const auto r = posix::allocate(file->fd.get(), mode, offset, length, caller);
-        pass_on.reset();
-        r ? later.done() : later.error(r.error());
-      };
-    });
-    if (!pass) return pass.error();
-    if (!*pass) return {};
-    const auto r = posix::allocate((*file)->fd.get(), mode, offset, length, caller);
-    pass->reset();
+    const auto r = do_allocate(fs, *io, mode, offset, length);
     if (!r) return r;
     reply.done();
     return {};

@@ -119,23 +119,11 @@ void op_create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode,
     IoRequest io;
     io.kind = IoKind::kTruncate;
     io.file = posix::file_id(*st);
-    io.nonblocking = (info->flags & O_NONBLOCK) != 0;
     io.caller = caller;
-    // Parking keeps what the handler's arguments will not: truncate and go on where it stopped.
-    auto fd = std::make_shared<UniqueFd>(std::move(made->fd));
-    const auto rest = [&fs, fd, parent, text = std::string{name}, caller,
-                       out = *info](Reply& to) -> Result<void> {
-      if (auto r = empty_found_file(fd->get(), out.flags, caller); !r) return r;
-      return finish_create(fs, to, std::move(*fd), parent, text.c_str(), caller, out);
-    };
-    auto pass = fs.locks.admit(io, reply, [&rest]() -> LockEdge::Resume {
-      return [rest](Reply later, IoPass) {
-        if (auto r = rest(later); !r) later.error(r.error());
-      };
-    });
+    const auto pass = fs.locks.admit_write(io);
     if (!pass) return pass.error();
-    if (!*pass) return {};
-    return rest(reply);
+    if (auto r = empty_found_file(made->fd.get(), info->flags, caller); !r) return r;
+    return finish_create(fs, reply, std::move(made->fd), parent, name, caller, *info);
   });
 }
 
