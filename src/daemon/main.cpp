@@ -52,7 +52,12 @@ int refuse(int status, const std::string& message) {
 std::string explain_attach(std::error_code error, const std::string& table) {
   std::string why = error.message();
   if (error == errno_code(EPROTO)) {
-    why = "it is in use by another version of latchfs; end those mounts first or use -o table=NAME";
+    why = fmt::format(
+        "it is in use by another version of latchfs ({}); end those mounts first or use -o "
+        "table=NAME",
+        ShmStore::formats(table));
+  } else if (error == errno_code(ENOENT)) {
+    why = "it is in use, but its memory was removed from /dev/shm; end all mounts that use it";
   } else if (error == errno_code(EIO)) {
     why = "it is in use and damaged; end all mounts that use it";
   } else if (error == errno_code(EUSERS)) {

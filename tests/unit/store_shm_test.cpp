@@ -163,6 +163,15 @@ TEST(ShmTable, AnotherFormatIsRefusedWhileUsedAndReplacedAfter) {
     options.table_max = 256ULL << 20;
     RecordingSink other;
     EXPECT_EQ(ShmStore::attach(options, other).error(), errno_code(damage ? EIO : EPROTO));
+    if (!damage) {
+      EXPECT_EQ(ShmStore::formats(table).rfind(
+                    "format " + std::to_string(shm::kTableFormat + 1) + " (layout ", 0),
+                0u)
+          << ShmStore::formats(table);
+      EXPECT_NE(ShmStore::formats(table).find("this latchfs has " +
+                                              std::to_string(shm::kTableFormat) + " (layout "),
+                std::string::npos);
+    }
     EXPECT_FALSE(take(*first, request(*first, 1))) << "those who use it go on";
     const std::string old = region_path(table);
     // Gone without a word: the table stays behind, and the next mount replaces it.
@@ -172,6 +181,45 @@ TEST(ShmTable, AnotherFormatIsRefusedWhileUsedAndReplacedAfter) {
     ASSERT_TRUE(again.ok()) << again.error().message();
     EXPECT_NE(::access(old.c_str(), F_OK), 0);
   }
+}
+
+// A header of another format may have all else at other places.
+TEST(ShmTable, AnotherFormatIsKnownByItsNumberAlone) {
+  const std::string table = unique_table();
+  RecordingSink sink;
+  auto first = make_store("shm", sink, table);
+  ASSERT_NE(first, nullptr);
+  {
+    const int fd = ::open(region_path(table).c_str(), O_RDWR | O_CLOEXEC);
+    ASSERT_GE(fd, 0);
+    void* at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    ::close(fd);
+    ASSERT_NE(at, MAP_FAILED);
+    auto& header = *static_cast<shm::Header*>(at);
+    header.format += 1;
+    header.ready.store(0);
+    header.region_bytes = 1;
+    ::munmap(at, 4096);
+  }
+  ShmStore::Options options;
+  options.table = table;
+  RecordingSink other;
+  EXPECT_EQ(ShmStore::attach(options, other).error(), errno_code(EPROTO));
+}
+
+TEST(ShmTable, ATableInUseWhoseNameWasRemovedIsNotDoubled) {
+  const std::string table = unique_table();
+  RecordingSink sink;
+  auto first = make_store("shm", sink, table);
+  ASSERT_NE(first, nullptr);
+  ASSERT_EQ(::unlink(region_path(table).c_str()), 0);
+  ShmStore::Options options;
+  options.table = table;
+  RecordingSink other;
+  EXPECT_EQ(ShmStore::attach(options, other).error(), errno_code(ENOENT));
+  EXPECT_FALSE(take(*first, request(*first, 1))) << "those who use it go on";
+  first.reset();
+  EXPECT_TRUE(ShmStore::attach(options, other).ok());
 }
 
 TEST(ShmTable, NamesThatCouldEscapeAreRefused) {

@@ -1,6 +1,7 @@
 #include "store/shm/region.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -31,6 +32,10 @@ Result<void> commit_memory(int fd, std::uint64_t offset, std::uint64_t bytes) {
   } while (rc == EINTR);
   if (rc != 0) return errno_code(rc);
   return {};
+}
+
+std::string format_text(std::uint32_t format, std::uint32_t layout) {
+  return fmt::format("{} (layout {:08x})", format, layout);
 }
 
 }  // namespace
@@ -101,15 +106,31 @@ Result<std::unique_ptr<Region>> Region::open(const std::string& name) {
     bip::mapped_region map{object, bip::read_write, 0, bytes};
     std::unique_ptr<Region> region{new Region{std::move(object), std::move(map)}};
     const Header& h = region->header();
+    // Before anything whose place in the header another format may have changed.
+    if (h.magic == kMagic && h.format != kTableFormat) return errno_code(EPROTO);
     if (h.ready.load(std::memory_order_acquire) != kMagic) return errno_code(ESTALE);
     if (h.magic != kMagic || h.checksum != header_checksum(h)) return errno_code(EIO);
-    if (h.format != kTableFormat || h.layout_hash != kLayoutHash) return errno_code(EPROTO);
+    if (h.layout_hash != kLayoutHash) return errno_code(EPROTO);
     if (h.region_bytes != bytes || bytes < kMinRegion) return errno_code(EIO);
     if (boot_id() != h.boot_id.data()) return errno_code(ESTALE);
     return region;
   } catch (const bip::interprocess_exception& e) {
     return from_boost(e);
   }
+}
+
+std::string Region::own_format() { return format_text(kTableFormat, kLayoutHash); }
+
+std::string Region::format_of(const std::string& name) {
+  try {
+    const bip::shared_memory_object object{bip::open_only, name.c_str(), bip::read_only};
+    const bip::mapped_region map{object, bip::read_only, 0, sizeof(Header)};
+    const auto& h = *static_cast<const Header*>(map.get_address());
+    if (h.magic == kMagic) return format_text(h.format, h.layout_hash);
+  } catch (const bip::interprocess_exception&) {
+    return "unknown";
+  }
+  return "unknown";
 }
 
 void Region::remove(const std::string& name) noexcept {

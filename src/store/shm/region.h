@@ -22,6 +22,10 @@ class Region {
   // ESTALE (of an earlier boot, or never finished).
   static Result<std::unique_ptr<Region>> open(const std::string& name);
 
+  // "1 (layout 1a2b3c4d)", of this program and of a table; of one that cannot be read "unknown".
+  static std::string own_format();
+  static std::string format_of(const std::string& name);
+
   // Takes the name away; those who have it mapped keep it. Missing is fine.
   static void remove(const std::string& name) noexcept;
 

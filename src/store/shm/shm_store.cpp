@@ -1,5 +1,6 @@
 #include "store/shm/shm_store.h"
 
+#include <fmt/format.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -51,13 +52,10 @@ Result<std::unique_ptr<Region>> open_or_create(Registry& registry, const ShmStor
       if (in_use || (*region)->bytes() == shm::round_up(options.table_max, shm::kPage)) {
         return region;
       }
+    } else if (anybody_alive(registry)) {
+      // A second table beside one in use would hide each's locks from the other.
+      return region.error();
     } else if (region.error() != errno_code(ENOENT) && region.error() != errno_code(ESTALE)) {
-      if (anybody_alive(registry)) {
-        log::error("table {} is in use and cannot be joined: {}", options.table,
-                   region.error() == errno_code(EPROTO) ? "it has another format"
-                                                        : region.error().message());
-        return region.error();
-      }
       log::warn("table {}: replacing what is left of it ({})", options.table,
                 region.error().message());
     }
@@ -78,6 +76,13 @@ ShmStore::ShmStore(std::unique_ptr<Region> region, Registry registry, const Opti
     : TableService{std::move(region), options.table, sink, options.max_locks_per_user},
       registry_{std::move(registry)},
       poke_{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)} {}
+
+std::string ShmStore::formats(const std::string& table) {
+  const auto registry = Registry::open(table);
+  return fmt::format("format {}, this latchfs has {}",
+                     registry ? Region::format_of(registry->region_name()) : "unknown",
+                     Region::own_format());
+}
 
 Result<std::unique_ptr<ShmStore>> ShmStore::attach(const Options& options, GrantSink& sink) {
   auto registry = Registry::open(options.table);

@@ -26,9 +26,13 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   };
 
   // Joins the table, or makes it. Reaps what dead mounts left in it. EINVAL (name, size), EPERM
-  // (its directory is not ours alone), EPROTO (in use in another format), EIO (in use and damaged),
-  // ENOSPC, EUSERS (256 mounts already). The sink must outlive the store.
+  // (its directory is not ours alone), EPROTO (in use in another format: formats()), EIO (in use
+  // and damaged), ENOENT (in use, but its memory was taken out of /dev/shm), ENOSPC, EUSERS (256
+  // mounts already). The sink must outlive the store.
   static Result<std::unique_ptr<ShmStore>> attach(const Options& options, GrantSink& sink);
+
+  // The table's format and ours, for a message.
+  static std::string formats(const std::string& table);
 
   // Gives up all of this mount's locks; the last one to leave removes the table.
   ~ShmStore() override;
