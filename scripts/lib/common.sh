@@ -8,7 +8,7 @@ readonly root_dir
 readonly build_packages=(g++ meson ninja-build pkg-config libfuse3-dev fuse3 libboost-dev
   libspdlog-dev libfmt-dev nlohmann-json3-dev)
 # shellcheck disable=SC2034
-readonly test_packages=("${build_packages[@]}" libgtest-dev libgmock-dev clang-14 clang-format-14
+readonly test_packages=("${build_packages[@]}" libgtest-dev libgmock-dev clang-14 libclang-rt-14-dev clang-format-14
   ccache git python3 shellcheck acl attr jq e2fsprogs util-linux procps)
 # shellcheck disable=SC2034
 readonly demo_packages=("${build_packages[@]}" git make gcc libc6-dev sqlite3 rsync jq python3

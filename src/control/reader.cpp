@@ -14,9 +14,10 @@ std::string part(const std::string& text, std::uint64_t offset, std::size_t size
 
 }  // namespace
 
-ListingReader::ListingReader(std::unique_ptr<Listing> listing, std::string begun)
-    : listing_{std::move(listing)}, window_{std::move(begun)} {
-  marks_.push_back({0, listing_->start()});
+ListingReader::ListingReader(std::unique_ptr<Listing> listing, std::string begun,
+                             std::vector<Mark> marks)
+    : listing_{std::move(listing)}, window_{std::move(begun)}, marks_{std::move(marks)} {
+  marks_.insert(marks_.begin(), {0, listing_->start()});
 }
 
 void ListingReader::go_to(const Mark& mark) {

@@ -25,10 +25,18 @@ class ListingReader {
   static constexpr std::size_t kMaxRead = std::size_t{1} << 20;
   static constexpr std::size_t kMaxMarks = 512;
 
+  // Where the making can be resumed.
+  struct Mark {
+    std::uint64_t offset{};
+    Listing::Position position;
+  };
+  static constexpr std::uint64_t kMarkEvery = std::uint64_t{64} << 10;  // bytes
+
   // The whole text.
   explicit ListingReader(std::shared_ptr<const std::string> text) : text_{std::move(text)} {}
-  // A listing that stands right behind `begun`, the text it has made so far.
-  ListingReader(std::unique_ptr<Listing> listing, std::string begun);
+  // A listing that stands right behind `begun`, the text it has made so far, with the marks
+  // passed on the way, ascending, but for its start.
+  ListingReader(std::unique_ptr<Listing> listing, std::string begun, std::vector<Mark> marks);
 
   // Up to `size` bytes (at most kMaxRead); fewer only at the end.
   Result<std::string> read(std::uint64_t offset, std::size_t size);
@@ -36,10 +44,6 @@ class ListingReader {
   [[nodiscard]] std::size_t footprint() const { return text_ ? text_->size() : window_.capacity(); }
 
  private:
-  struct Mark {
-    std::uint64_t offset{};
-    Listing::Position position;
-  };
   void go_to(const Mark& mark);
   void remember_place();
   void trim(std::uint64_t offset);
@@ -47,9 +51,9 @@ class ListingReader {
   std::shared_ptr<const std::string> text_;  // or, if null:
   std::unique_ptr<Listing> listing_;
   std::string window_;
-  std::uint64_t window_at_{};           // offset of the window's first byte
-  std::vector<Mark> marks_;             // ascending; the first is offset 0
-  std::uint64_t mark_every_{64 << 10};  // bytes; doubles when there are too many
+  std::uint64_t window_at_{};             // offset of the window's first byte
+  std::vector<Mark> marks_;               // ascending; the first is offset 0
+  std::uint64_t mark_every_{kMarkEvery};  // doubles when there are too many
 };
 
 }  // namespace latchfs::control

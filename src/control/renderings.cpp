@@ -22,12 +22,18 @@ std::string key_of(const Scope& scope) {
   return key + " " + canonical(scope.query);
 }
 
+using Marks = std::vector<ListingReader::Mark>;
+
 // Renders until the end or until `text` is larger than kWhole. True: that was the end.
-Result<bool> render(Listing& listing, std::string& text) {
+Result<bool> render(Listing& listing, std::string& text, Marks& marks) {
+  std::uint64_t marked = 0;
   while (text.size() <= Renderings::kWhole) {
     const auto more = listing.more(text);
     if (!more) return more.error();
     if (!*more) return true;
+    if (text.size() < marked + ListingReader::kMarkEvery) continue;
+    marked = text.size();
+    marks.push_back({marked, listing.position()});
   }
   return false;
 }
@@ -77,7 +83,8 @@ Result<std::uint64_t> Renderings::size(const Scope& scope, std::int64_t changed_
   const std::int64_t begun = monotonic_ns();
   Listing listing{context_, scope};
   std::string text;
-  const auto whole = render(listing, text);
+  Marks marks;
+  const auto whole = render(listing, text, marks);
   if (!whole) return whole.error();
   rendered.size = text.size();
   if (*whole) {
@@ -112,9 +119,12 @@ Result<std::unique_ptr<ListingReader>> Renderings::open(const Scope& scope,
   rendered.settled = realtime_ns() - changed_at_ns > kSettleNs;
   auto listing = std::make_unique<Listing>(context_, scope);
   std::string text;
-  const auto whole = render(*listing, text);
+  Marks marks;
+  const auto whole = render(*listing, text, marks);
   if (!whole) return whole.error();
-  if (!*whole) return std::make_unique<ListingReader>(std::move(listing), std::move(text));
+  if (!*whole) {
+    return std::make_unique<ListingReader>(std::move(listing), std::move(text), std::move(marks));
+  }
   rendered.size = text.size();
   text.shrink_to_fit();
   rendered.text = std::make_shared<const std::string>(std::move(text));
@@ -125,7 +135,8 @@ Result<std::unique_ptr<ListingReader>> Renderings::open(const Scope& scope,
 }
 
 std::unique_ptr<ListingReader> Renderings::open_lazily(const Scope& scope) const {
-  return std::make_unique<ListingReader>(std::make_unique<Listing>(context_, scope), std::string{});
+  return std::make_unique<ListingReader>(std::make_unique<Listing>(context_, scope), std::string{},
+                                         Marks{});
 }
 
 }  // namespace latchfs::control

@@ -11,6 +11,7 @@
 // between, guarded by TableRoot::intent.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <utility>

@@ -100,11 +100,43 @@ void LockTable<A>::finish(Ref w, int err) {
   fx_.ring.push_back(rec.begin);
 }
 
+// Who was granted in one round of grant_waiters(). In the kernel a request that conflicts with one
+// already waiting for the same lock queues beneath that, stays there when that is granted, and so
+// waits for it next, whatever else is in its way (fs/locks.c __locks_insert_block(),
+// locks_move_blocks()). Matters to the deadlock search alone, so the first ones will do.
+struct Heir {
+  Ref owner;
+  Ref blocker;  // the owner it had waited for
+  std::uint64_t begin, end;
+  LockMode mode;
+};
+class Heirs {
+ public:
+  void add(const Heir& h) {
+    if (count_ < all_.size()) all_[count_++] = h;
+  }
+  // The first that `w`, of another owner, waited behind; 0 if none.
+  [[nodiscard]] Ref find(Ref owner, const WaiterRec& w) const {
+    for (std::size_t i = 0; i < count_; ++i) {
+      const Heir& h = all_[i];
+      const bool conflicts = h.begin < w.end && h.end > w.begin &&
+                             (h.mode == LockMode::kExclusive || w.mode == LockMode::kExclusive);
+      if (conflicts && h.owner != owner && h.blocker == w.blocker) return h.owner;
+    }
+    return 0;
+  }
+
+ private:
+  std::array<Heir, 32> all_{};
+  std::size_t count_{};
+};
+
 template <class A>
 void LockTable<A>::grant_waiters(Ref f, std::uint64_t begin, std::uint64_t end, std::int64_t now,
                                  std::int64_t mono) {
   int granted = 0;
   bool announced = false;
+  Heirs heirs;
   for (Ref w = file(f).wait_head; w != 0;) {
     const WaiterRec& rec = waiter(w);
     const Ref next = rec.next;
@@ -130,6 +162,7 @@ void LockTable<A>::grant_waiters(Ref f, std::uint64_t begin, std::uint64_t end, 
       }
       const std::uint64_t got_begin = rec.begin;
       const std::uint64_t got_end = rec.end;
+      heirs.add({o, rec.blocker, got_begin, got_end, rec.mode});
       a_.set(ow.fenced, std::uint8_t{0});
       a_.set(ow.closing_at, std::int64_t{0});
       const Change change = set_range(o, got_begin, got_end, rec.mode, now, w);
@@ -153,9 +186,15 @@ void LockTable<A>::grant_waiters(Ref f, std::uint64_t begin, std::uint64_t end, 
     }
     const GrantRec& wall = grant(found.blocker);
     if (rec.blocker != wall.owner && blocker_of(w).blocker == found.blocker) {
-      a_.set(rec.blocker, wall.owner);
-      if (ow.kind == LockKind::kPosix) {
-        fx_.recheck.push_back({FileId{file(f).dev, file(f).ino}, ow.mount, WaiterToken{rec.token}});
+      const Ref heir = heirs.find(o, rec);
+      if (heir != 0 && in_owner(heir, rec.begin, rec.end, rec.mode) != 0) {
+        a_.set(rec.blocker, heir);
+      } else {
+        a_.set(rec.blocker, wall.owner);
+        if (ow.kind == LockKind::kPosix) {
+          fx_.recheck.push_back(
+              {FileId{file(f).dev, file(f).ino}, ow.mount, WaiterToken{rec.token}});
+        }
       }
     }
     // An exclusive grant over all that anybody here waits for, by an owner that waits for nothing

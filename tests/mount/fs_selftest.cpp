@@ -53,10 +53,10 @@ TEST_F(FsSelfTest, StepsSurvivePrinting) {
 
 TEST_F(FsSelfTest, NativeAgreesWithNative) {
   Plan plan = native();
-  plan.steps = 1500;
+  plan.steps = 800;
   std::map<std::string, int> tally;
   plan.tally = &tally;
-  for (std::uint64_t seed : {1u, 2u, 3u}) {
+  for (std::uint64_t seed : {1u, 2u}) {
     for (int mounts : {1, 2}) {
       plan.mounts = mounts;
       SCOPED_TRACE("seed=" + std::to_string(seed) + " mounts=" + std::to_string(mounts));

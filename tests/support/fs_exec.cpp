@@ -199,8 +199,9 @@ Outcome Executor::run_program(const Op& op) {
   switch (op.call) {
     case Call::kMakeProgram: {
       const At where = first(op);
-      const int fd = openat(where.dir, where.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC,
-                            static_cast<mode_t>(op.a));
+      const int fd =
+          openat(where.dir, where.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK | O_CLOEXEC,
+                 static_cast<mode_t>(op.a));
       if (fd < 0) return answer(-1);
       const std::string& image = program(op.b);
       Outcome out = answer(write(fd, image.data(), image.size()));

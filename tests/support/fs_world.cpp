@@ -70,6 +70,14 @@ bool receive_all(int fd, void* into, std::size_t size, int timeout) {
   return true;
 }
 
+// Waits for a process that was asked to end; one that hangs in its last call is killed.
+void end_of(pid_t pid) {
+  const UniqueFd process{static_cast<int>(syscall(SYS_pidfd_open, pid, 0))};
+  pollfd over{process.get(), POLLIN, 0};
+  if (!process || poll(&over, 1, kPatience) != 1) kill(pid, SIGKILL);
+  waitpid(pid, nullptr, 0);
+}
+
 // What travels before Outcome::data.
 struct Head {
   std::int64_t ret{};
@@ -226,7 +234,7 @@ void World::dismiss() {
   for (Actor& actor : actors_) {
     if (actor.pid <= 0) continue;
     actor.line.reset();
-    waitpid(actor.pid, nullptr, 0);
+    end_of(actor.pid);
     actor.pid = 0;
   }
 }
