@@ -58,7 +58,7 @@ void op_ioctl(fuse_req_t req, fuse_ino_t node, unsigned command, void* argument,
     const int fd = file ? file->fd.get() : dir->fd();
 
     alignas(long) std::array<char, sizeof(struct fsxattr)> buffer{};
-    std::memcpy(buffer.data(), in, shape.in);
+    if (shape.in != 0) std::memcpy(buffer.data(), in, shape.in);
     const auto result = posix::as_caller(caller_of(req), posix::Groups::kOnDemand, [&]() -> long {
       return ::ioctl(fd, command, buffer.data());
     });

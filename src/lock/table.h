@@ -206,9 +206,11 @@ class LockTable {
   void finish(Ref w, int err);
   [[nodiscard]] Ref find_waiter(FileId id, std::uint64_t mount, WaiterToken token) const;
   [[nodiscard]] const Ref& bucket(std::uint64_t mount, std::uint64_t key) const;
-  // Grants, in order, the waiters of f that overlap [begin, end) and conflict with nothing.
-  void grant_waiters(Ref f, std::uint64_t begin, std::uint64_t end, std::int64_t now,
+  // Grants, in order, the waiters of f that overlap [begin, end) and conflict with nothing. by: the
+  // owner whose grants in there became less, 0 if not known.
+  void grant_waiters(Ref f, Ref by, std::uint64_t begin, std::uint64_t end, std::int64_t now,
                      std::int64_t mono);
+  [[nodiscard]] bool retried(const WaiterRec& w, Ref by, std::uint64_t begin) const;
   void settle_and_grant(Ref f, Ref o, const Change& change, std::uint64_t begin, std::uint64_t end);
   void count_uid(std::uint32_t uid, std::int64_t by);
 

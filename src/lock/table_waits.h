@@ -131,9 +131,20 @@ class Heirs {
   std::size_t count_{};
 };
 
+// Whether the kernel would now let `w` try again: the very lock that it waits for was cut or went,
+// with others of its owner still in the way. It then looks for all that is, and for a deadlock,
+// which an OFD request, never checked itself, may have closed meanwhile.
+// What is left of the owner's locks in w's range tells: w waited for the lowest.
 template <class A>
-void LockTable<A>::grant_waiters(Ref f, std::uint64_t begin, std::uint64_t end, std::int64_t now,
-                                 std::int64_t mono) {
+bool LockTable<A>::retried(const WaiterRec& w, Ref by, std::uint64_t begin) const {
+  if (by == 0 || w.blocker != by || owner(w.owner).kind != LockKind::kPosix) return false;
+  const Ref g = in_owner(by, w.begin, w.end, w.mode);
+  return g != 0 && (begin < grant(g).begin || begin == grant(g).end);
+}
+
+template <class A>
+void LockTable<A>::grant_waiters(Ref f, Ref by, std::uint64_t begin, std::uint64_t end,
+                                 std::int64_t now, std::int64_t mono) {
   int granted = 0;
   bool announced = false;
   Heirs heirs;
@@ -170,6 +181,7 @@ void LockTable<A>::grant_waiters(Ref f, std::uint64_t begin, std::uint64_t end, 
       // A waiting downgrade or split may make room for those passed over: look again from the
       // front, over its range too.
       if (change.weakened) {
+        by = o;
         begin = std::min(begin, got_begin);
         end = std::max(end, got_end);
         w = file(f).wait_head;
@@ -185,7 +197,8 @@ void LockTable<A>::grant_waiters(Ref f, std::uint64_t begin, std::uint64_t end, 
       continue;
     }
     const GrantRec& wall = grant(found.blocker);
-    if (rec.blocker != wall.owner && blocker_of(w).blocker == found.blocker) {
+    const bool moved = rec.blocker != wall.owner && blocker_of(w).blocker == found.blocker;
+    if (moved || retried(rec, by, begin)) {
       const Ref heir = heirs.find(o, rec);
       if (heir != 0 && in_owner(heir, rec.begin, rec.end, rec.mode) != 0) {
         a_.set(rec.blocker, heir);
@@ -216,8 +229,9 @@ template <class A>
 void LockTable<A>::settle_and_grant(Ref f, Ref o, const Change& change, std::uint64_t begin,
                                     std::uint64_t end) {
   const bool somebody_waits = change.weakened && file(f).waiter_count != 0;
+  const Ref by = owner(o).grant_count != 0 ? o : 0;
   settle_owner(o);
-  if (somebody_waits) grant_waiters(f, begin, end, fx_.now, fx_.mono);
+  if (somebody_waits) grant_waiters(f, by, begin, end, fx_.now, fx_.mono);
 }
 
 template <class A>
@@ -329,7 +343,7 @@ void LockTable<A>::recover() {
   }
   if (root_.regrant.file != 0) {
     const Regrant regrant = root_.regrant;
-    grant_waiters(regrant.file, regrant.begin, regrant.end, fx_.now, fx_.mono);
+    grant_waiters(regrant.file, 0, regrant.begin, regrant.end, fx_.now, fx_.mono);
     a_.set(root_.regrant, Regrant{});
     commit_step();
   }

@@ -146,7 +146,8 @@ class Session {
     for (const auto& [path, entry] : seen) {
       const auto real = two.find(path);
       if (real == two.end()) return path + " is not in the backing directory";
-      if (real->second.st.st_ino != entry.st.st_ino) {
+      // (Not to be seen: in a directory that may be read and not searched.)
+      if (entry.st.st_ino != 0 && real->second.st.st_ino != entry.st.st_ino) {
         return path + " has inode " + std::to_string(entry.st.st_ino) + " in the mount and " +
                std::to_string(real->second.st.st_ino) + " below it";
       }
