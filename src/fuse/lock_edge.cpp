@@ -121,7 +121,10 @@ Holder LockEdge::holder_of(OpenFile& file, std::uint64_t owner, pid_t pid, const
 // under a lock that another mount had just given back.
 void LockEdge::granted(Reply& reply, OpenFile& file, OwnerId owner,
                        std::uint32_t flushes) noexcept {
-  if (refresh_ && locks_.shared()) refresh_(file.node);
+  if (refresh_ && locks_.shared()) {
+    handovers_[file.node % handovers_.size()].fetch_add(1, std::memory_order_release);
+    refresh_(file.node);
+  }
   // The descriptor was closed while its request waited: fcntl(2) will say EBADF and tell us nothing
   // (fs/locks.c fcntl_setlk(), locks_remove_posix()); RELEASE gives the lock back.
   if (flushes_of(file.locks, owner.key) != flushes) locks_.note_closing(file.id, owner);

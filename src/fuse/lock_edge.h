@@ -5,6 +5,7 @@
 // the daemon's rights.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -68,6 +69,11 @@ class LockEdge {
   // it wrote through another mount.
   using Refresh = std::function<void(std::uint64_t node)>;
   void refresh_by(Refresh refresh) { refresh_ = std::move(refresh); }
+  // Another value than ever before (but for wrapping) after each such grant on the node; 0 if there
+  // was none. Any thread.
+  [[nodiscard]] std::uint32_t handovers(std::uint64_t node) const {
+    return handovers_[node % handovers_.size()].load(std::memory_order_acquire);
+  }
 
   // lot: the sink that `locks` tells. Both must outlive this.
   LockEdge(LockService& locks, ParkingLot& lot, bool mandatory);
@@ -137,6 +143,8 @@ class LockEdge {
   ParkingLot& lot_;
   const bool mandatory_;
   Refresh refresh_;
+  // By node; those that share one count too often, which costs no more than a page read anew.
+  std::array<std::atomic<std::uint32_t>, 1024> handovers_{};
   std::atomic<std::uint64_t> next_op_{1};
   std::unique_ptr<Timer> timer_;    // deadlines
   std::unique_ptr<Timer> resumer_;  // runs operations that waited

@@ -198,8 +198,7 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
     return fail(t_complaint.empty() ? "wrong mount options" : t_complaint, errno_code(EINVAL));
   }
   impl->fs.locks.refresh_by([session = impl->session](std::uint64_t node) {
-    // Attributes only (offset -1): dropping pages would wait for reads that this thread may have to
-    // serve. Reading asks for the attributes first and drops what is old. ENOENT: nothing cached.
+    // Attributes only (offset -1); of the pages see op_attr.cpp. ENOENT: nothing cached.
     ::fuse_lowlevel_notify_inval_inode(session, node, -1, 0);
   });
   errno = 0;
