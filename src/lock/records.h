@@ -83,15 +83,15 @@ struct WaiterRec {
   std::uint64_t token;
   std::int64_t since;  // CLOCK_REALTIME ns
   Ref owner;
-  Ref prev, next;       // the file's queue; when ready, next alone: the shard's ready list
-  Ref same_bucket;      // the shard's hash of waiting byte-range owners
-  Ref blocker;          // owner it was last seen blocked by: tells when to look for deadlock again
-  std::int32_t result;  // when ready: 0 granted, else errno
+  Ref prev, next;        // the file's queue; when ready, next alone: the shard's ready list
+  Ref same_bucket;       // the shard's hash of waiting byte-range owners
+  Ref blocker;           // owner it was last seen blocked by: tells when to look for deadlock again
+  std::uint32_t behind;  // seq + 1 of the waiter it queued behind (LockTable::leader()), 0: none
   LockMode mode;
   WaiterState state;
   std::uint8_t settle;  // 1: waits only for what is about to go away (OnConflict::kSettle)
-  std::uint8_t pad;
-  std::uint32_t seq;  // ascending within the file's queue
+  std::uint8_t result;  // when ready: 0 granted, else errno
+  std::uint32_t seq;    // ascending within the file's queue
 };
 static_assert(sizeof(WaiterRec) == 64 && std::is_trivially_copyable_v<WaiterRec>,
               "changed? bump kTableFormat");

@@ -11,7 +11,6 @@
 // between, guarded by TableRoot::intent.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <utility>
@@ -77,6 +76,8 @@ class LockTable {
  public:
   // Own grants touched by one atomic step; bounds the log.
   static constexpr int kWideGrants = 8;
+  // Up to as many waiters on a file their order is the kernel's own in all that it shows.
+  static constexpr std::uint32_t kTreeWaiters = 64;
 
   LockTable(Arena& arena, const TableRoot& root, Effects& effects, std::uint64_t self_mount)
       : a_{arena}, root_{root}, fx_{effects}, self_{self_mount} {}
@@ -202,7 +203,11 @@ class LockTable {
   // table_waits.h
   void push_waiter(Ref f, Ref o, std::uint64_t begin, std::uint64_t end, LockMode mode, Ref blocker,
                    bool settle, WaiterToken token, std::int64_t now);
-  void take_from_queue(Ref w);
+  void take_from_queue(Ref w, bool granted);
+  [[nodiscard]] bool in_tree(Ref f) const;
+  [[nodiscard]] Ref leader(Ref w) const;
+  void retry(Ref w);
+  void leave_tree(Ref w, bool granted);
   void finish(Ref w, int err);
   [[nodiscard]] Ref find_waiter(FileId id, std::uint64_t mount, WaiterToken token) const;
   [[nodiscard]] const Ref& bucket(std::uint64_t mount, std::uint64_t key) const;

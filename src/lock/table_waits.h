@@ -40,6 +40,8 @@ void LockTable<A>::push_waiter(Ref f, Ref o, std::uint64_t begin, std::uint64_t 
   a_.set(fr.wait_tail, w);
   a_.set(fr.hull_begin, std::min(fr.hull_begin, begin));
   a_.set(fr.hull_end, std::max(fr.hull_end, end));
+  const Ref ahead = leader(w);
+  a_.set(rec.behind, ahead != 0 ? waiter(ahead).seq + 1 : 0U);
   const OwnerRec& ow = owner(o);
   if (ow.space == OwnerSpace::kRange) {
     const Ref& head = bucket(ow.mount, ow.key);
@@ -57,7 +59,7 @@ void LockTable<A>::push_waiter(Ref f, Ref o, std::uint64_t begin, std::uint64_t 
 
 // Out of the queue, the hash and the counts; the record stays the caller's.
 template <class A>
-void LockTable<A>::take_from_queue(Ref w) {
+void LockTable<A>::take_from_queue(Ref w, bool granted) {
   const WaiterRec& rec = waiter(w);
   const OwnerRec& ow = owner(rec.owner);
   const FileRec& f = file(ow.file);
@@ -75,6 +77,7 @@ void LockTable<A>::take_from_queue(Ref w) {
   bump(root_.waiter_count, -1);
   count_uid(ow.uid, -1);
   fx_.changed = true;
+  leave_tree(w, granted);
 }
 
 // Ends a wait: this mount's are told by the caller of the table, others' go to the ready list for
@@ -83,14 +86,14 @@ template <class A>
 void LockTable<A>::finish(Ref w, int err) {
   const WaiterRec& rec = waiter(w);
   const OwnerRec& ow = owner(rec.owner);
-  take_from_queue(w);
+  take_from_queue(w, err == 0);
   if (ow.mount == self_) {
     fx_.finished.push_back({WaiterToken{rec.token}, err});
     a_.template free<WaiterRec>(w);
     return;
   }
   a_.set(rec.state, WaiterState::kReady);
-  a_.set(rec.result, std::int32_t{err});
+  a_.set(rec.result, static_cast<std::uint8_t>(err));
   // From here on the record stands for itself: begin holds the mount, the owner may go.
   a_.set(rec.begin, ow.mount);
   a_.set(rec.owner, Ref{0});
@@ -100,36 +103,72 @@ void LockTable<A>::finish(Ref w, int err) {
   fx_.ring.push_back(rec.begin);
 }
 
-// Who was granted in one round of grant_waiters(). In the kernel a request that conflicts with one
-// already waiting for the same lock queues beneath that, stays there when that is granted, and so
-// waits for it next, whatever else is in its way (fs/locks.c __locks_insert_block(),
-// locks_move_blocks()). Matters to the deadlock search alone, so the first ones will do.
-struct Heir {
-  Ref owner;
-  Ref blocker;  // the owner it had waited for
-  std::uint64_t begin, end;
-  LockMode mode;
-};
-class Heirs {
- public:
-  void add(const Heir& h) {
-    if (count_ < all_.size()) all_[count_++] = h;
-  }
-  // The first that `w`, of another owner, waited behind; 0 if none.
-  [[nodiscard]] Ref find(Ref owner, const WaiterRec& w) const {
-    for (std::size_t i = 0; i < count_; ++i) {
-      const Heir& h = all_[i];
-      const bool conflicts = h.begin < w.end && h.end > w.begin &&
-                             (h.mode == LockMode::kExclusive || w.mode == LockMode::kExclusive);
-      if (conflicts && h.owner != owner && h.blocker == w.blocker) return h.owner;
-    }
-    return 0;
-  }
+// Among the waiters of one lock the kernel keeps a tree: a request that conflicts with one already
+// waiting queues behind that, and moves when that does (fs/locks.c __locks_insert_block(),
+// locks_move_blocks(), __locks_wake_up_blocks()). Who is granted when does not depend on it, but
+// what the deadlock search sees does. Long queues do without: walking them costs too much.
+template <class A>
+bool LockTable<A>::in_tree(Ref f) const {
+  return file(f).waiter_count <= kTreeWaiters;
+}
 
- private:
-  std::array<Heir, 32> all_{};
-  std::size_t count_{};
-};
+// The waiter that `w` queues behind, by what it is blocked by; 0 if none.
+template <class A>
+Ref LockTable<A>::leader(Ref w) const {
+  const WaiterRec& rec = waiter(w);
+  const OwnerRec& ow = owner(rec.owner);
+  if (!in_tree(ow.file) || ow.space != OwnerSpace::kRange || rec.settle != 0) return 0;
+  Ref found = 0;
+  for (Ref x = file(ow.file).wait_head; x != 0 && x != w; x = waiter(x).next) {
+    const WaiterRec& other = waiter(x);
+    const std::uint32_t behind = found != 0 ? waiter(found).seq + 1 : 0;
+    if (other.blocker != rec.blocker || other.behind != behind || other.owner == rec.owner ||
+        owner(other.owner).space != OwnerSpace::kRange || other.settle != 0) {
+      continue;
+    }
+    if (other.begin < rec.end && other.end > rec.begin &&
+        (other.mode == LockMode::kExclusive || rec.mode == LockMode::kExclusive)) {
+      found = x;
+    }
+  }
+  return found;
+}
+
+// `w`, still blocked, looks anew at what is in its way, and so do those behind it.
+template <class A>
+void LockTable<A>::retry(Ref w) {
+  const WaiterRec& rec = waiter(w);
+  const OwnerRec& ow = owner(rec.owner);
+  const Attempt found = conflict(ow.file, asker(ow), rec.begin, rec.end, rec.mode, fx_.mono);
+  if (found.blocker == 0) return;
+  a_.set(rec.blocker, grant(found.blocker).owner);
+  const Ref ahead = leader(w);
+  a_.set(rec.behind, ahead != 0 ? waiter(ahead).seq + 1 : 0U);
+  if (ow.kind == LockKind::kPosix) {
+    const FileRec& f = file(ow.file);
+    fx_.recheck.push_back({FileId{f.dev, f.ino}, ow.mount, WaiterToken{rec.token}});
+  }
+  if (!in_tree(ow.file)) return;
+  for (Ref x = rec.next; x != 0; x = waiter(x).next) {
+    if (waiter(x).behind == rec.seq + 1) retry(x);
+  }
+}
+
+// `w` has left the queue. Granted: those behind it wait for its lock now. Else they look anew.
+template <class A>
+void LockTable<A>::leave_tree(Ref w, bool granted) {
+  const WaiterRec& rec = waiter(w);
+  if (!in_tree(owner(rec.owner).file)) return;
+  for (Ref x = rec.next; x != 0; x = waiter(x).next) {
+    if (waiter(x).behind != rec.seq + 1) continue;
+    if (granted) {
+      a_.set(waiter(x).behind, 0U);
+      a_.set(waiter(x).blocker, rec.owner);
+    } else {
+      retry(x);
+    }
+  }
+}
 
 // Whether the kernel would now let `w` try again: the very lock that it waits for was cut or went,
 // with others of its owner still in the way. It then looks for all that is, and for a deadlock,
@@ -137,7 +176,7 @@ class Heirs {
 // What is left of the owner's locks in w's range tells: w waited for the lowest.
 template <class A>
 bool LockTable<A>::retried(const WaiterRec& w, Ref by, std::uint64_t begin) const {
-  if (by == 0 || w.blocker != by || owner(w.owner).kind != LockKind::kPosix) return false;
+  if (by == 0 || w.blocker != by || w.behind != 0) return false;
   const Ref g = in_owner(by, w.begin, w.end, w.mode);
   return g != 0 && (begin < grant(g).begin || begin == grant(g).end);
 }
@@ -147,7 +186,6 @@ void LockTable<A>::grant_waiters(Ref f, Ref by, std::uint64_t begin, std::uint64
                                  std::int64_t now, std::int64_t mono) {
   int granted = 0;
   bool announced = false;
-  Heirs heirs;
   for (Ref w = file(f).wait_head; w != 0;) {
     const WaiterRec& rec = waiter(w);
     const Ref next = rec.next;
@@ -173,7 +211,6 @@ void LockTable<A>::grant_waiters(Ref f, Ref by, std::uint64_t begin, std::uint64
       }
       const std::uint64_t got_begin = rec.begin;
       const std::uint64_t got_end = rec.end;
-      heirs.add({o, rec.blocker, got_begin, got_end, rec.mode});
       a_.set(ow.fenced, std::uint8_t{0});
       a_.set(ow.closing_at, std::int64_t{0});
       const Change change = set_range(o, got_begin, got_end, rec.mode, now, w);
@@ -198,21 +235,10 @@ void LockTable<A>::grant_waiters(Ref f, Ref by, std::uint64_t begin, std::uint64
     }
     const GrantRec& wall = grant(found.blocker);
     const bool moved = rec.blocker != wall.owner && blocker_of(w).blocker == found.blocker;
-    if (moved || retried(rec, by, begin)) {
-      const Ref heir = heirs.find(o, rec);
-      if (heir != 0 && in_owner(heir, rec.begin, rec.end, rec.mode) != 0) {
-        a_.set(rec.blocker, heir);
-      } else {
-        a_.set(rec.blocker, wall.owner);
-        if (ow.kind == LockKind::kPosix) {
-          fx_.recheck.push_back(
-              {FileId{file(f).dev, file(f).ino}, ow.mount, WaiterToken{rec.token}});
-        }
-      }
-    }
+    if (moved || retried(rec, by, begin)) retry(w);
     // An exclusive grant over all that anybody here waits for, by an owner that waits for nothing
     // here: nobody of its kind behind can be granted. Keeps a long queue for one lock cheap.
-    if (wall.mode == LockMode::kExclusive && wall.begin <= file(f).hull_begin &&
+    if (!in_tree(f) && wall.mode == LockMode::kExclusive && wall.begin <= file(f).hull_begin &&
         wall.end >= file(f).hull_end && owner(wall.owner).waiter_count == 0 &&
         owner(wall.owner).space != OwnerSpace::kOp && !found.transient) {
       const bool flock = ow.space == OwnerSpace::kFlock;
@@ -249,7 +275,7 @@ bool LockTable<A>::cancel(FileId id, std::uint64_t mount, WaiterToken token) {
   const Ref w = find_waiter(id, mount, token);
   if (w == 0) return false;
   const Ref o = waiter(w).owner;
-  take_from_queue(w);
+  take_from_queue(w, false);
   a_.template free<WaiterRec>(w);
   settle_owner(o);
   return true;
@@ -306,7 +332,7 @@ bool LockTable<A>::reap(std::uint64_t mount, FileId& at, bool& at_start) {
     for (Ref w = file(f).wait_head; w != 0;) {
       const Ref next = waiter(w).next;
       if (owner(waiter(w).owner).mount == mount) {
-        take_from_queue(w);
+        take_from_queue(w, false);
         a_.template free<WaiterRec>(w);
         commit_step();
       }
@@ -360,7 +386,15 @@ void LockTable<A>::posix_blockers_of(
     const Attempt found = blocker_of(w);
     if (found.blocker == 0) continue;
     const OwnerRec& by = owner(grant(found.blocker).owner);
-    if (by.kind == LockKind::kPosix) out.emplace_back(by.mount, by.key);
+    // The kernel enters in its search what queued right behind a POSIX owner's lock or request, and
+    // follows it to the lock at the end (__locks_insert_block(), what_owner_is_waiting_for()).
+    LockKind ahead = by.kind;
+    if (rec.behind != 0 && in_tree(ow.file)) {
+      for (Ref x = file(ow.file).wait_head; x != 0 && x != w; x = waiter(x).next) {
+        if (waiter(x).seq + 1 == rec.behind) ahead = owner(waiter(x).owner).kind;
+      }
+    }
+    if (ahead == LockKind::kPosix) out.emplace_back(by.mount, by.key);
   }
 }
 

@@ -318,8 +318,7 @@ class TableService : public LockService {
       }
     });
     if (ec) log::error("a waiter could not be checked for deadlock: {}", ec.message());
-    fx.recheck.clear();  // refusing grants nobody
-    deliver(fx);
+    deliver(fx);  // those behind it look anew
   }
 };
 
