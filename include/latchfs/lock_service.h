@@ -156,12 +156,13 @@ class LockService {
 
   [[nodiscard]] virtual Cancelled cancel(FileId, WaiterToken) = 0;
 
-  // FLUSH and RELEASE: all that the owner holds on the file goes, fences included.
+  // FLUSH: all that the owner holds on the file goes. A fence stays: the description that carried
+  // the broken lock may live on.
   [[nodiscard]] virtual Result<void> drop_owner(FileId, OwnerId) = 0;
 
-  // RELEASE, for a process's locks: drops the owner's locks on the file if the last request for
-  // them came through this open file. What a request that was granted after its descriptor had been
-  // closed left behind: nobody else will give it back.
+  // RELEASE, for a process's locks: drops the owner's locks on the file, and its fence, if the last
+  // request for them came through this open file. What a request that was granted after its
+  // descriptor had been closed left behind: nobody else will give it back.
   [[nodiscard]] virtual Result<void> drop_if_through(FileId, OwnerId, std::uint64_t fh) = 0;
 
   // FLUSH of a description that may hold OFD or flock locks: stamps them as closing.
@@ -182,6 +183,11 @@ class LockService {
     ByteRange range;
     LockKind kind{};  // kReadOp or kWriteOp
     Holder holder;
+    // Whether `owner` took locks through this very description: its fence holds there.
+    bool carried{};
+    // The asking process where it has been looked up, else 0. Owner values are given out again: a
+    // fence of an owner that was another process then is lifted instead of answered.
+    std::uint32_t process{};
   };
   [[nodiscard]] virtual Result<OpStarted> begin_op(const OpRequest&, OnConflict, WaiterToken) = 0;
   virtual void end_op(FileId, OwnerId op) noexcept = 0;

@@ -66,7 +66,8 @@ LockEdge::LockEdge(LockService& locks, ParkingLot& lot, bool mandatory)
 LockEdge::~LockEdge() { shutdown(); }
 
 void LockEdge::shutdown() noexcept {
-  lot_.drain(EINTR);
+  // (EINTR would have the kernel restart a call that no signal interrupted: errno 512.)
+  lot_.drain(ECONNABORTED);
   // What they still had to do is dropped, and with it its Reply, which answers.
   timer_.reset();
   resumer_.reset();

@@ -17,6 +17,16 @@ void on_io_interrupt(fuse_req_t, void* token) {
   ParkingLot::interrupt_any(WaiterToken{reinterpret_cast<std::uintptr_t>(token)}, EINTR);
 }
 
+// The owner by which the caller's process took locks through this open file, 0 if it took none. Its
+// lock may have been broken since: that owner's fence is what is looked for.
+std::uint64_t owner_by_carrier(LockData& locks, pid_t process) {
+  const MutexLock hold{locks.mu};
+  for (const LockCarrier& c : locks.carriers) {
+    if (c.pid == process && c.owner != locks.description) return c.owner;
+  }
+  return 0;
+}
+
 }  // namespace
 
 // SETATTR (libfuse drops its lock owner), FALLOCATE and whatever else names no owner: the owner by
@@ -56,17 +66,31 @@ LockService::OpRequest LockEdge::op_request(const IoRequest& io) {
     op.holder.backing_fd = io.open->fd.get();
     const MutexLock hold{io.open->locks.mu};
     op.description.key = io.open->locks.description;
+    for (const LockCarrier& c : io.open->locks.carriers) op.carried |= c.owner == io.owner;
+  }
+  if (io.open && io.owner == 0) {
+    op.owner.key = owner_by_carrier(io.open->locks, process_of(io.caller.pid));
+    op.carried = op.owner.key != 0;
   }
   return op;
 }
 
 Result<OpStarted> LockEdge::try_op(LockService::OpRequest& op, const IoRequest& io) {
   auto tried = locks_.begin_op(op, OnConflict::kRefuse, {});
-  if (tried && std::holds_alternative<Conflict>(*tried) && io.owner == 0) {
+  if (tried && std::holds_alternative<Conflict>(*tried) && op.owner.key == 0) {
     op.owner.key = owner_by_process(io.file, io.caller.pid);
     if (op.owner.key != 0) tried = locks_.begin_op(op, OnConflict::kRefuse, {});
   }
   if (tried && std::holds_alternative<Fenced>(*tried)) {
+    op.process = static_cast<std::uint32_t>(process_of(io.caller.pid));
+    tried = locks_.begin_op(op, OnConflict::kRefuse, {});
+  }
+  if (tried && std::holds_alternative<Fenced>(*tried)) {
+    const std::int64_t now = monotonic_ns();
+    std::int64_t last = last_fenced_.load(std::memory_order_relaxed);
+    if (now - last < 1'000'000'000 || !last_fenced_.compare_exchange_strong(last, now)) {
+      return errno_code(EIO);
+    }
     log::warn("pid {} (uid {}) writes to {}:{} behind a lock that was broken: EIO", io.caller.pid,
               io.caller.uid, io.file.dev, io.file.ino);
     return errno_code(EIO);

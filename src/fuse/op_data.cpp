@@ -9,6 +9,7 @@
 #include "fuse/file_system.h"
 #include "fuse/ops.h"
 #include "posix/file_io.h"
+#include "posix/sys.h"
 
 namespace latchfs::fuse {
 namespace {
@@ -39,6 +40,18 @@ Result<IoRequest> io_request(IoKind kind, const OpenFilePtr& file, off_t offset,
   io.nonblocking = (info.flags & O_NONBLOCK) != 0;
   io.caller = caller;
   return io;
+}
+
+// Appending goes to the end that the file has now, which other mounts may have moved since the
+// kernel took its offset, and may move yet.
+Result<void> widen_to_end(IoRequest& io) {
+  const auto st = posix::stat_of(io.open->fd.get());
+  if (!st) return st.error();
+  const auto size = static_cast<std::uint64_t>(st->st_size);
+  const auto range = ByteRange::from_half_open(std::min(io.range.begin(), size), ByteRange::kEof);
+  if (!range) return range.error();
+  io.range = *range;
+  return {};
 }
 
 Result<void> do_read(Reply& reply, const OpenFile& file, std::size_t size, off_t offset) {
@@ -107,8 +120,11 @@ void op_write(fuse_req_t req, fuse_ino_t node, const char* data, size_t size, of
       reply.written(0);
       return {};
     }
-    const auto io = io_request(IoKind::kWrite, *file, offset, size, *info, caller_of(req));
+    auto io = io_request(IoKind::kWrite, *file, offset, size, *info, caller_of(req));
     if (!io) return io.error();
+    if (fs.config.mandatory && (info->flags & O_APPEND) != 0) {
+      if (auto r = widen_to_end(*io); !r) return r;
+    }
     const auto written = do_write(fs, *io, {data, size}, offset, info->flags);
     if (!written) return written.error();
     reply.written(*written);

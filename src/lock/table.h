@@ -92,7 +92,11 @@ class LockTable {
   void enqueue(const LockRequest& req, Ref blocker, bool settle, WaiterToken token,
                std::int64_t now);
   void release(FileId file, OwnerId owner, ByteRange range);
-  void drop_owner(FileId file, OwnerId owner);
+  // Whether that would make two grants of one: the uid they count for.
+  [[nodiscard]] std::optional<std::uint32_t> splits(FileId file, OwnerId owner,
+                                                    ByteRange range) const;
+  // fence: whether that goes too.
+  void drop_owner(FileId file, OwnerId owner, bool fence);
   void drop_if_through(FileId file, OwnerId owner, std::uint64_t fh);
   void note_closing(FileId file, OwnerId owner, std::int64_t mono);
   Broken break_range(FileId file, OwnerId owner, ByteRange range, bool fence);

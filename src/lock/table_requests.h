@@ -74,11 +74,20 @@ void LockTable<A>::release(FileId id, OwnerId who, ByteRange range) {
 }
 
 template <class A>
-void LockTable<A>::drop_owner(FileId id, OwnerId who) {
+std::optional<std::uint32_t> LockTable<A>::splits(FileId id, OwnerId who, ByteRange range) const {
+  const Ref f = Files::find(a_, root_.files, id);
+  const Ref o = f == 0 ? 0 : Owners::find(a_, file(f).owners, who);
+  const Ref g = o == 0 ? 0 : first_touching(o, range.begin());
+  if (g == 0 || grant(g).begin >= range.begin() || grant(g).end <= range.end()) return std::nullopt;
+  return owner(o).uid;
+}
+
+template <class A>
+void LockTable<A>::drop_owner(FileId id, OwnerId who, bool fence) {
   const Ref f = Files::find(a_, root_.files, id);
   const Ref o = f == 0 ? 0 : Owners::find(a_, file(f).owners, who);
   if (o == 0) return;
-  a_.set(owner(o).fenced, std::uint8_t{0});
+  if (fence) a_.set(owner(o).fenced, std::uint8_t{0});
   const Change change = set_range(o, 0, ByteRange::kEof, std::nullopt, kLongAgo, 0);
   settle_and_grant(f, o, change, 0, ByteRange::kEof);
 }
@@ -87,7 +96,7 @@ template <class A>
 void LockTable<A>::drop_if_through(FileId id, OwnerId who, std::uint64_t fh) {
   const Ref f = Files::find(a_, root_.files, id);
   const Ref o = f == 0 ? 0 : Owners::find(a_, file(f).owners, who);
-  if (o != 0 && owner(o).fh == fh) drop_owner(id, who);
+  if (o != 0 && owner(o).fh == fh) drop_owner(id, who, true);
 }
 
 template <class A>
@@ -129,9 +138,17 @@ LockTable<A>::attempt_op(const LockService::OpRequest& req, std::int64_t now, st
   if (f != 0 && req.kind == LockKind::kWriteOp) {
     const OwnerId flock{req.description.mount, req.description.key, OwnerSpace::kFlock};
     for (const OwnerId& id : {req.owner, req.description, flock}) {
-      if (id.key == 0) continue;
+      if (id.key == 0 || (id == req.owner && !req.carried)) continue;
       const Ref o = Owners::find(a_, file(f).owners, id);
-      if (o != 0 && owner(o).fenced != 0) return {OpOutcome::kFenced, {}};
+      if (o == 0 || owner(o).fenced == 0) continue;
+      const bool of_process = id.space == OwnerSpace::kRange && owner(o).kind != LockKind::kOfd;
+      if (!of_process || req.process == 0 || req.process == owner(o).pid) {
+        return {OpOutcome::kFenced, {}};
+      }
+      a_.set(owner(o).fenced, std::uint8_t{0});
+      settle_owner(o);
+      f = Files::find(a_, root_.files, req.file);
+      if (f == 0) break;
     }
   }
   const Asker me{req.op.mount, req.op.key, req.owner.key, req.description.key, OwnerSpace::kOp};

@@ -345,7 +345,7 @@ bool LockTable<A>::reap(std::uint64_t mount, FileId& at, bool& at_start) {
         const Ref o = Owners::after(a_, file(f).owners, id, or_equal);
         if (o == 0 || owner(o).mount != mount || owner(o).space != space) break;
         id.key = owner(o).key;
-        drop_owner(at, id);
+        drop_owner(at, id, true);
         commit_step();
       }
     }

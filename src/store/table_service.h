@@ -11,7 +11,7 @@
 //     the same with every shard's mutex held, in ascending order; only the target may be changed.
 //     tables(i) is shard i's table, to read.
 //   void outside(const Effects&)  rings doorbells, counts per user, stamps the change.
-//   bool user_may_take(uid)  the per-user limit.
+//   bool user_may_take(uid)  the per-user limit; note_user_full(uid) logs that it was met.
 //   GrantSink& sink();
 //
 // Lock order: docs/lock-order.md. Nothing here calls out while a mutex is held.
@@ -35,7 +35,7 @@ class TableService : public LockService {
   [[nodiscard]] std::uint64_t mount_id() const override { return backend_.mount_id(); }
 
   Result<Acquired> acquire(const LockRequest& req, OnConflict on, WaiterToken token) override {
-    if (!backend_.user_may_take(req.holder.uid)) return errno_code(ENOLCK);
+    if (!backend_.user_may_take(req.holder.uid)) return user_full(req.holder.uid);
     lock::Effects fx;
     Acquired answer = Granted{};
     bool look_for_deadlock = false;
@@ -64,7 +64,14 @@ class TableService : public LockService {
   }
 
   Result<void> release(FileId file, OwnerId owner, ByteRange range) override {
-    return step(file, [&](auto& table) { table.release(file, owner, range); });
+    std::optional<std::uint32_t> full;
+    const auto r = step(file, [&](auto& table) {
+      full = table.splits(file, owner, range);
+      if (full && backend_.user_may_take(*full)) full.reset();
+      if (!full) table.release(file, owner, range);
+    });
+    if (full) return user_full(*full);
+    return r;
   }
 
   Result<std::optional<Conflict>> test(const LockRequest& req) override {
@@ -89,7 +96,7 @@ class TableService : public LockService {
   }
 
   Result<void> drop_owner(FileId file, OwnerId owner) override {
-    return step(file, [&](auto& table) { table.drop_owner(file, owner); });
+    return step(file, [&](auto& table) { table.drop_owner(file, owner, false); });
   }
 
   Result<void> drop_if_through(FileId file, OwnerId owner, std::uint64_t fh) override {
@@ -212,6 +219,11 @@ class TableService : public LockService {
 
  private:
   static constexpr std::uint32_t kMaxPage = 256;
+
+  std::error_code user_full(std::uint32_t uid) {
+    backend_.note_user_full(uid);
+    return errno_code(ENOLCK);
+  }
 
   [[nodiscard]] std::uint32_t shard(FileId file) const { return backend_.shard_of(file); }
 

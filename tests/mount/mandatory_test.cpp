@@ -77,6 +77,20 @@ class Mandatory : public ::testing::Test {
     out << in.rdbuf();
     return out.str();
   }
+  // The only lock there is, from another process.
+  void break_the_lock() {
+    const std::string list = control("list");
+    const auto at = list.find("\"owner_id\": \"") + std::strlen("\"owner_id\": \"");
+    const std::string owner = list.substr(at, 35);
+    Child breaker{[&] {
+      const int release =
+          ::open((mount_->mount() + "/.locks/release").c_str(), O_WRONLY | O_CLOEXEC);
+      const std::string text =
+          R"({"ref": "/data", "offset": "0", "size": "0", "owner_id": ")" + owner + "\"}";
+      return err_of(::write(release, text.data(), text.size()));
+    }};
+    ASSERT_EQ(breaker.result(), 0);
+  }
   // Until somebody waits in the table; false after a minute.
   bool somebody_waits() const {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds{60};
@@ -230,16 +244,7 @@ TEST_F(Mandatory, SharedMappingsAreRefusedAndPrivateOnesWork) {
 TEST_F(Mandatory, ABrokenLockFencesItsOwnerUntilItLocksAnew) {
   const int fd = open();
   ASSERT_EQ(lock(fd, F_SETLK, F_WRLCK, 0, 100), 0);
-  const std::string list = control("list");
-  const auto at = list.find("\"owner_id\": \"") + std::strlen("\"owner_id\": \"");
-  const std::string owner = list.substr(at, 35);
-  Child breaker{[&] {
-    const int release = ::open((mount_->mount() + "/.locks/release").c_str(), O_WRONLY | O_CLOEXEC);
-    const std::string text =
-        R"({"ref": "/data", "offset": "0", "size": "0", "owner_id": ")" + owner + "\"}";
-    return err_of(::write(release, text.data(), text.size()));
-  }};
-  ASSERT_EQ(breaker.result(), 0);
+  break_the_lock();
   EXPECT_EQ(err_of(::pwrite(fd, "stale", 5, 10)), EIO);
   EXPECT_EQ(err_of(::pwrite(fd, "stale", 5, 500)), EIO) << "anywhere in the file";
   EXPECT_EQ(content().find("stale"), std::string::npos);
@@ -250,6 +255,57 @@ TEST_F(Mandatory, ABrokenLockFencesItsOwnerUntilItLocksAnew) {
   const int next = open();
   EXPECT_EQ(::pwrite(next, "again", 5, 10), 5);
   ::close(next);
+}
+
+TEST_F(Mandatory, AFenceHoldsForAllThatChangesTheFile) {
+  for (const int command : {F_SETLK, F_OFD_SETLK}) {
+    const int fd = open();
+    ASSERT_EQ(lock(fd, command, F_WRLCK, 0, 100), 0);
+    break_the_lock();
+    EXPECT_EQ(err_of(::pwrite(fd, "stale", 5, 10)), EIO);
+    EXPECT_EQ(err_of(::ftruncate(fd, 10)), EIO);
+    EXPECT_EQ(err_of(::fallocate(fd, 0, 0, 50'000)), EIO);
+    EXPECT_EQ(err_of(::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 500)), EIO);
+    EXPECT_EQ(content(), std::string(1000, 'a'));
+    ::close(fd);
+  }
+}
+
+TEST_F(Mandatory, AFenceGoesWithItsDescriptionAndNotBefore) {
+  const int fd = open();
+  ASSERT_EQ(lock(fd, F_SETLK, F_WRLCK, 0, 100), 0);
+  break_the_lock();
+  // POSIX locks go when the process closes any descriptor of the file. Not so the fence.
+  ::close(open(O_RDONLY));
+  EXPECT_EQ(err_of(::pwrite(fd, "stale", 5, 10)), EIO);
+  const int copy = ::dup(fd);
+  ::close(copy);
+  EXPECT_EQ(err_of(::pwrite(fd, "stale", 5, 10)), EIO);
+  const int other = open();
+  EXPECT_EQ(::pwrite(other, "x", 1, 999), 1) << "it never carried the lock";
+  ::close(fd);
+  const int next = open();
+  EXPECT_EQ(::pwrite(next, "x", 1, 998), 1) << "at once, whenever the closed one is let go";
+  ::close(next);
+  ::close(other);
+  EXPECT_EQ(content(), std::string(998, 'a') + "xx");
+}
+
+TEST_F(Mandatory, AppendingMeetsTheLocksWhereTheEndIs) {
+  const int before = open(O_WRONLY | O_APPEND);
+  MountFixture second{mount_->another()};
+  const int through_other = ::open((second.mount() + "/data").c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_GE(through_other, 0);
+  ASSERT_EQ(::pwrite(through_other, "b", 1, 1999), 1);
+  // The kernel's own idea of the end, in the first mount, is the old one.
+  ASSERT_EQ(lock(through_other, F_OFD_SETLK, F_WRLCK, 2000, 0), 0);
+  EXPECT_EQ(err_of(::write(before, "late", 4)), EAGAIN);
+  EXPECT_EQ(content().size(), 2000U);
+  ASSERT_EQ(lock(through_other, F_OFD_SETLK, F_UNLCK, 0, 0), 0);
+  EXPECT_EQ(::write(before, "late", 4), 4);
+  EXPECT_EQ(content().substr(2000), "late");
+  ::close(through_other);
+  ::close(before);
 }
 
 TEST_F(Mandatory, ManyWritersAndLockersNeverMix) {

@@ -73,6 +73,32 @@ TEST(ShmTable, FullIsEnolckAndGivesEverythingBack) {
   EXPECT_GE(fill(**store), first) << "what was given back must be there again";
 }
 
+TEST(ShmTable, AUsersLimitHoldsForWhatUnlockingSplits) {
+  RecordingSink sink;
+  ShmStore::Options options;
+  options.table = unique_table();
+  options.max_locks_per_user = 10;
+  auto store = ShmStore::attach(options, sink);
+  ASSERT_TRUE(store.ok()) << store.error().message();
+  LockRequest one = request(**store, 1);
+  one.holder.uid = 1000;
+  ASSERT_FALSE(take(**store, one));
+  int split = 0;
+  for (std::uint64_t at = 1; at < 100; at += 2) {
+    const auto r = (*store)->release(one.file, one.owner, *ByteRange::from_half_open(at, at + 1));
+    if (!r) {
+      EXPECT_EQ(r.error(), errno_code(ENOLCK));
+      break;
+    }
+    ++split;
+  }
+  EXPECT_EQ(split, 9) << "ten locks of one";
+  EXPECT_EQ((*store)->stats()->grants, 10u);
+  // What makes no more of them is no concern of the limit.
+  EXPECT_TRUE((*store)->release(one.file, one.owner, ByteRange{}).ok());
+  EXPECT_EQ((*store)->stats()->grants, 0u);
+}
+
 TEST(ShmTable, FullSharedMemoryIsEnolckNotSigbus) {
   EXPECT_TRUE(in_child([] {
     if (::unshare(CLONE_NEWNS) != 0) return false;

@@ -28,6 +28,7 @@ class MemoryBackend {
   [[nodiscard]] static std::uint64_t mount_id() { return 1; }
   [[nodiscard]] GrantSink& sink() const { return sink_; }
   [[nodiscard]] static bool user_may_take(std::uint32_t) { return true; }
+  static void note_user_full(std::uint32_t) {}
   [[nodiscard]] static bool has_ready(std::uint32_t) { return false; }
   // Read with every shard locked.
   [[nodiscard]] std::uint32_t range_waiters(std::uint32_t i) const {

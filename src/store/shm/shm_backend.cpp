@@ -83,31 +83,42 @@ bool ShmBackend::grow(std::uint32_t i, lock::Effects& fx) {
 UserSlot* ShmBackend::user_slot(std::uint32_t uid, bool create) {
   Header& h = region_->header();
   const std::uint64_t mine = std::uint64_t{uid} + 1;
+  UserSlot* idle = nullptr;
   for (std::uint32_t i = 0; i < kMaxUsers; ++i) {
     UserSlot& slot = h.users[(uid * 2654435761U + i) % kMaxUsers];
     std::uint64_t is = slot.uid_plus_one.load(std::memory_order_acquire);
     if (is == mine) return &slot;
-    if (is != 0) continue;
+    if (is != 0) {
+      if (idle == nullptr && slot.count.load(std::memory_order_relaxed) == 0) idle = &slot;
+      continue;
+    }
     if (!create) return nullptr;
     if (slot.uid_plus_one.compare_exchange_strong(is, mine) || is == mine) return &slot;
   }
-  return nullptr;  // 4096 users hold locks already: the others are not limited
+  // Full of users that once held locks: one who holds none gives way.
+  if (create && idle != nullptr) {
+    std::uint64_t was = idle->uid_plus_one.load(std::memory_order_acquire);
+    if (idle->count.load() == 0 && idle->uid_plus_one.compare_exchange_strong(was, mine)) {
+      return idle;
+    }
+  }
+  return nullptr;  // 4096 users hold locks: the others are not limited
 }
 
 bool ShmBackend::user_may_take(std::uint32_t uid) {
   if (uid == 0 || max_per_user_ == 0) return true;
   const UserSlot* slot = user_slot(uid, false);
   if (slot == nullptr) return true;
-  if (slot->count.load(std::memory_order_relaxed) < static_cast<std::int64_t>(max_per_user_)) {
-    return true;
-  }
+  return slot->count.load(std::memory_order_relaxed) < static_cast<std::int64_t>(max_per_user_);
+}
+
+void ShmBackend::note_user_full(std::uint32_t uid) {
   const std::int64_t now = monotonic_ns();
   std::int64_t last = last_complaint_.load(std::memory_order_relaxed);
   if (now - last > 1'000'000'000 && last_complaint_.compare_exchange_strong(last, now)) {
     log::warn("uid {} has {} locks, as many as max_locks_per_user allows: ENOLCK", uid,
               max_per_user_);
   }
-  return false;
 }
 
 void ShmBackend::outside(const lock::Effects& fx) noexcept {

@@ -59,6 +59,8 @@ class ShmBackend {
 
   // uid 0 may take what there is.
   [[nodiscard]] bool user_may_take(std::uint32_t uid);
+  // Says so in the log, at most once a second. Not under a mutex.
+  void note_user_full(std::uint32_t uid);
 
   template <class Fn>
   std::error_code locked(std::uint32_t i, lock::Effects& fx, Fn&& fn) {
