@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -13,12 +14,16 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "base/unique_fd.h"
 #include "support/fs_stage.h"
+#include "support/lock_proc.h"
 #include "support/mount_fixture.h"
 
 namespace latchfs::fsdiff {
@@ -159,6 +164,44 @@ TEST(FsCrash, KillDuringWrites) {
     }
   }
   munmap(shared, sizeof(Shared));
+}
+
+// Each in a process of its own that waits for a lock when the daemon is told to end.
+TEST(FsCrash, WhoWaitsForALockHearsThatTheDaemonEnds) {
+  MountFixture mount;
+  const std::string name = mount.mount() + "/file";
+  const UniqueFd held{open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)};
+  ASSERT_TRUE(held);
+  struct flock all {};
+  all.l_type = F_WRLCK;
+  ASSERT_EQ(fcntl(held.get(), F_OFD_SETLK, &all), 0);
+  ASSERT_EQ(flock(held.get(), LOCK_EX), 0);
+  std::vector<pid_t> waiters;
+  for (int kind = 0; kind < 3; ++kind) {
+    const pid_t pid = fork();
+    if (pid == 0) {
+      const int fd = open(name.c_str(), O_RDWR | O_CLOEXEC);
+      struct flock want {};
+      want.l_type = F_WRLCK;
+      const int r = kind == 0   ? fcntl(fd, F_SETLKW, &want)
+                    : kind == 1 ? fcntl(fd, F_OFD_SETLKW, &want)
+                                : flock(fd, LOCK_EX);
+      _exit(r == 0 ? 0 : errno > 255 ? 255 : errno);
+    }
+    waiters.push_back(pid);
+  }
+  ASSERT_TRUE(locktest::poll_until([&] {
+    std::ifstream in{mount.mount() + "/.locks/waiters"};
+    const std::string text{std::istreambuf_iterator<char>{in}, {}};
+    return nlohmann::json::parse(text).at("waiters").size() == waiters.size();
+  }));
+  ASSERT_EQ(kill(mount.daemon(), SIGTERM), 0);
+  for (const pid_t pid : waiters) {
+    int status = 0;
+    waitpid(pid, &status, 0);
+    EXPECT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), ECONNABORTED);
+  }
 }
 
 }  // namespace
