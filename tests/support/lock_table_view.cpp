@@ -174,11 +174,13 @@ bool entangled(const std::vector<Node>& tree, int a, int b) {
   const auto on = [](const std::vector<int>& way, int x) {
     return std::find(way.begin(), way.end(), x) != way.end();
   };
-  if (on(way_a, b) || on(way_b, a)) return false;
-  if (way_a.back() != way_b.back()) return true;
-  if (has_second_blocker(tree, way_a) || has_second_blocker(tree, way_b)) return true;
   const unsigned since_a = tree[static_cast<std::size_t>(a)].arrival;
   const unsigned since_b = tree[static_cast<std::size_t>(b)].arrival;
+  // Below the other, who came first: it was woken meanwhile, in vain, and has queued anew.
+  if (on(way_a, b)) return since_a == 0 || since_b == 0 || since_a < since_b;
+  if (on(way_b, a)) return since_a == 0 || since_b == 0 || since_b < since_a;
+  if (way_a.back() != way_b.back()) return true;
+  if (has_second_blocker(tree, way_a) || has_second_blocker(tree, way_b)) return true;
   if (since_a == 0 || since_b == 0) return true;
   // Straight below the lock: nothing can go away above it.
   return (since_a < since_b ? way_a : way_b).size() > 2;
