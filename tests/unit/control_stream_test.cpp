@@ -7,9 +7,12 @@
 #include <thread>
 
 #include "support/control_world.h"
+#include "support/sanitized.h"
 
 namespace latchfs::testing {
 namespace {
+
+using test::kSanitized;
 
 // About `count` * 400 bytes.
 void fill(ControlWorld& world, std::uint64_t count) {
@@ -48,7 +51,7 @@ TEST_F(ControlStream, ReadsAnywhereGiveTheSameBytes) {
   const std::string text = world_->cat("list");
   const auto fh = world_->tree().open(world_->walk("list")->node, O_RDONLY, kRoot).value();
   std::mt19937_64 random{20261121};
-  for (int i = 0; i < 60; ++i) {
+  for (int i = 0; i < (kSanitized ? 15 : 60); ++i) {
     const std::uint64_t offset = random() % (text.size() + 1000);
     const std::size_t size = random() % 200'000;
     const auto part = world_->tree().read(fh, offset, size);
@@ -103,7 +106,8 @@ TEST_F(ControlStream, ManyOpenAtOnceStayCorrectWhenMemoryIsShort) {
   const std::string text = world_->cat("list");
   const auto node = world_->walk("list")->node;
   std::vector<std::uint64_t> open;
-  for (int i = 0; i < 24; ++i) open.push_back(world_->tree().open(node, O_RDONLY, kRoot).value());
+  for (int i = 0; i < (kSanitized ? 16 : 24); ++i)
+    open.push_back(world_->tree().open(node, O_RDONLY, kRoot).value());
   for (const auto fh : open) {
     ASSERT_EQ(*world_->tree().read(fh, 0, 1000), text.substr(0, 1000));
     ASSERT_EQ(*world_->tree().read(fh, 5'000'000, 1000), text.substr(5'000'000, 1000));
