@@ -86,6 +86,7 @@ class LockTable {
   struct Attempt {
     Ref blocker{};     // 0: granted
     bool transient{};  // all that is in the way is I/O in flight or closing
+    bool closing{};    // the blocker named may be closing, others are not
   };
   // Takes the lock or tells what is in the way (after flock's loss of the old lock).
   Attempt attempt(const LockRequest& req, std::int64_t now, std::int64_t mono);

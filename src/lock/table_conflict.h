@@ -81,7 +81,7 @@ typename LockTable<A>::Attempt LockTable<A>::conflict(Ref f, const Asker& me, st
     const Ref g = in_owner(o, begin, end, mode);
     if (g == 0) continue;
     if (named == 0) named = g;
-    if (lasting(other, mono)) return {named, false};
+    if (lasting(other, mono)) return {named, false, named != g};
   }
   const Ref last = scan(tree, me, begin, end, mode, Lasting::kOnly, mono);
   if (last != 0) return {named != 0 ? named : last, false};

@@ -81,7 +81,7 @@ class TableService : public LockService {
       answer.reset();
       const auto attempt = table.test(req, fx.mono);
       if (attempt.blocker != 0) {
-        answer = Conflict{table.to_grant(attempt.blocker), attempt.transient};
+        answer = Conflict{table.to_grant(attempt.blocker), attempt.transient || attempt.closing};
       }
     });
     deliver(fx);
