@@ -173,6 +173,7 @@ int run(const std::vector<std::string>& args) {
 }  // namespace latchfs::daemon
 
 int main(int argc, char** argv) {
+  latchfs::daemon::hold_closed_streams();
   try {
     return latchfs::daemon::run({argv + (argc > 0 ? 1 : 0), argv + argc});
   } catch (const std::exception& e) {

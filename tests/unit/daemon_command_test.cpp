@@ -169,6 +169,24 @@ TEST_F(Command, TheDaemonKeepsNeitherTerminalNorDirectory) {
   EXPECT_EQ(got.out, "/\n/dev/null\n/dev/null\n");
 }
 
+// A descriptor of the daemon's own must not take the number of a stream the caller closed.
+TEST_F(Command, ClosedStandardStreamsAreFine) {
+  for (const char* closed : {"<&-", ">&-", "2>&-", "<&- >&- 2>&-"}) {
+    for (const char* kind : {"", "-f"}) {
+      const std::string line =
+          *kind == '\0'
+              ? std::string{"latchfs src mnt -o $T "} + closed + " || exit 9\n"
+              : std::string{"latchfs src mnt -f -o $T "} + closed +
+                    " & until [ -e mnt/hello ]; do kill -0 $! || exit 9; sleep 0.02; done\n";
+      const Outcome got = sh(line + "cat mnt/hello && echo x > mnt/new && cat src/new; umount mnt");
+      EXPECT_EQ(got.status, 0) << closed << kind << got.err;
+      EXPECT_EQ(got.out, "world\nx\n") << closed << kind;
+      EXPECT_TRUE(daemon_gone());
+      sh("umount -l mnt 2>/dev/null");
+    }
+  }
+}
+
 // mount(8) looks for latchfs on a PATH of its own, which begins with /usr/local/sbin: there it is
 // in a mount namespace of the test's.
 class MountCommand : public Command {
