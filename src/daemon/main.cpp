@@ -81,6 +81,7 @@ Result<std::unique_ptr<ShmStore>> attach(const Options& o, const Places& places,
 // Once, while there is one thread.
 void set_limits(Launcher& launcher) {
   const std::uint64_t files = raise_open_files();
+  raise_file_size();
   if (const auto dropped = drop_sys_resource(); !dropped) {
     launcher.warn("CAP_SYS_RESOURCE could not be dropped: " + dropped.error().message());
   }

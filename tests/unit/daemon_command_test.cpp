@@ -187,6 +187,20 @@ TEST_F(Command, ClosedStandardStreamsAreFine) {
   }
 }
 
+// The limit of the shell that mounts is not the users'; each of them has his own.
+TEST_F(Command, AnInheritedFileSizeLimitHoldsForNobody) {
+  const Outcome got =
+      sh("(ulimit -S -f 8; latchfs src mnt -o $T) || exit 9\n"
+         "head -c 200000 /dev/zero > mnt/large && stat -c %s src/large\n"
+         "(trap '' XFSZ; ulimit -f 8; head -c 200000 /dev/zero > mnt/small); stat -c %s src/small\n"
+         "cat mnt/hello; umount mnt");
+  EXPECT_EQ(got.status, 0) << got.err;
+  // ulimit -f counts blocks of 512 bytes in dash, of 1024 in bash.
+  EXPECT_TRUE(got.out == "200000\n4096\nworld\n" || got.out == "200000\n8192\nworld\n") << got.out;
+  EXPECT_NE(got.err.find("File too large"), std::string::npos) << got.err;
+  EXPECT_TRUE(daemon_gone());
+}
+
 // mount(8) looks for latchfs on a PATH of its own, which begins with /usr/local/sbin: there it is
 // in a mount namespace of the test's.
 class MountCommand : public Command {
