@@ -128,8 +128,8 @@ void install_wake_handler() {
 
 // Asks the mount something only a running session answers.
 Result<void> wait_until_it_answers(const std::string& mountpoint) {
-  const auto fd =
-      posix::opened(::open(mountpoint.c_str(), O_RDONLY | O_DIRECTORY | O_NOCTTY | O_CLOEXEC));
+  // O_PATH: he who mounts a directory need not be allowed to read it.
+  const auto fd = posix::opened(::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (!fd) return fd.error();
   constexpr decltype(statfs::f_type) kFuseMagic = 0x65735546;
   struct statfs sf {};

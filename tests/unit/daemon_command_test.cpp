@@ -242,20 +242,48 @@ TEST_F(MountCommand, AWrongOptionThroughMountIsSaid) {
   EXPECT_NE(got.err.find("latchfs: unknown option 'bogus'"), std::string::npos) << got.err;
 }
 
-// In a mount namespace with a /dev/fuse open to all, as distributions have it.
-TEST_F(Command, AnOrdinaryUserMountsHisOwnFiles) {
-  fs::create_directories(dir_ / "home/src");
-  fs::create_directories(dir_ / "home/mnt");
-  std::ofstream{dir_ / "user"} << "cd home || exit 1\n"
-                                  "latchfs src mnt -o table=u || exit 2\n"
-                                  "echo mine > mnt/file && cat src/file mnt/.locks/list\n"
-                                  "fusermount3 -u mnt\n";
-  const Outcome got =
-      sh("chown -R 65534:65534 home; mknod fuse c 10 229 && chmod 666 fuse\n"
-         "exec unshare --mount sh -c 'mount --bind fuse /dev/fuse && XDG_RUNTIME_DIR=$PWD/home "
-         "exec setpriv --reuid 65534 --regid 65534 --clear-groups sh ./user'");
+// An ordinary user's mounts, in a mount namespace with a /dev/fuse open to all, as distributions
+// have it.
+class UserCommand : public Command {
+ protected:
+  void SetUp() override {
+    Command::SetUp();
+    for (const char* sub : {"src", "mnt"}) fs::create_directories(dir_ / "home" / sub);
+    std::ofstream{dir_ / "home/src/file"} << "mine\n";
+    ASSERT_EQ(sh("chown -R 65534:65534 home; mknod fuse c 10 229 && chmod 666 fuse").status, 0);
+  }
+
+  // A line of shell in his home.
+  [[nodiscard]] Outcome sh_as_user(const std::string& line) const {
+    std::ofstream{dir_ / "user"} << "cd home || exit 99\n" << line << "\n";
+    return sh(
+        "export T; exec unshare --mount sh -c 'mount --bind fuse /dev/fuse && "
+        "exec setpriv --reuid 65534 --regid 65534 --clear-groups sh ./user'");
+  }
+};
+
+TEST_F(UserCommand, MountsHisOwnFiles) {
+  const Outcome got = sh_as_user(
+      "export XDG_RUNTIME_DIR=$PWD\n"
+      "latchfs src mnt -o $T || exit 2\n"
+      "echo more > mnt/new && cat src/new mnt/file mnt/.locks/list; fusermount3 -u mnt");
   EXPECT_EQ(got.status, 0) << got.err;
-  EXPECT_EQ(got.out.rfind("mine\n{\"grants\": [", 0), 0u) << got.out << got.err;
+  EXPECT_EQ(got.out.rfind("more\nmine\n{\"grants\": [", 0), 0u) << got.out << got.err;
+  EXPECT_TRUE(daemon_gone());
+}
+
+TEST_F(UserCommand, MountsADirectoryThatHeMayEnterButNotRead) {
+  fs::create_directories(dir_ / "his/sub");
+  std::ofstream{dir_ / "his/sub/file"} << "below\n";
+  fs::permissions(dir_ / "his", fs::perms{0711});
+  const Outcome got = sh_as_user(
+      "export XDG_RUNTIME_DIR=$PWD\n"
+      "latchfs ../his mnt -o $T || exit 2\n"
+      "cat mnt/sub/file; ls mnt; fusermount3 -u mnt");
+  EXPECT_EQ(got.status, 0) << got.err;
+  EXPECT_EQ(got.out, "below\n");
+  EXPECT_NE(got.err.find("Permission denied"), std::string::npos) << got.err;
+  EXPECT_TRUE(daemon_gone());
 }
 
 }  // namespace
