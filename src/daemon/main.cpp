@@ -40,7 +40,7 @@ Environment this_machine() {
   std::string hostname(256, '\0');
   if (::gethostname(hostname.data(), hostname.size() - 1) != 0) hostname.clear();
   hostname.resize(hostname.find('\0') == std::string::npos ? 0 : hostname.find('\0'));
-  return {group_by_name, hostname, shm::kMinRegion, shm::kMaxRegion};
+  return {group_by_name, hostname, shm::kMinRegion, shm::kMaxRegion, ::geteuid() == 0};
 }
 
 int refuse(int status, const std::string& message) {

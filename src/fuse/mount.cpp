@@ -15,10 +15,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
+#include <utility>
 
 #include "base/log.h"
 #include "base/mutex.h"
 #include "fuse/file_system.h"
+#include "fuse/mount_flags.h"
 #include "fuse/ops.h"
 #include "posix/sys.h"
 
@@ -28,14 +30,18 @@ namespace {
 // Interrupts the loop's sem_wait(); does nothing else.
 int wake_signal() { return SIGRTMIN + 3; }
 
-// What libfuse last complained of in this thread, for `why`.
+// What libfuse last complained of in this thread, for `why`: a whole line.
 thread_local std::string t_complaint;
+// The line it is at: some come in pieces.
+thread_local std::string t_pieces;
 
 void log_from_libfuse(enum fuse_log_level level, const char* format, va_list args) {
   char line[1024];
   const int size = std::vsnprintf(line, sizeof line, format, args);
   if (size < 0) return;
-  std::string text{line};
+  t_pieces += line;
+  if (t_pieces.empty() || t_pieces.back() != '\n') return;
+  std::string text = std::exchange(t_pieces, {});
   while (!text.empty() && text.back() == '\n') text.pop_back();
   if (level <= FUSE_LOG_ERR) {
     t_complaint = text.rfind("fuse: ", 0) == 0 ? text.substr(6) : text;
@@ -45,12 +51,6 @@ void log_from_libfuse(enum fuse_log_level level, const char* format, va_list arg
   } else {
     log::debug("libfuse: {}", log::printable(text));
   }
-}
-
-bool has_option(const std::vector<std::string>& options, std::string_view name) {
-  return std::any_of(options.begin(), options.end(), [&](const std::string& option) {
-    return std::string_view{option}.substr(0, option.find('=')) == name;
-  });
 }
 
 // What the mount that SOURCE lies on forbids, the mount on top must not allow. Beyond that root's
@@ -180,7 +180,8 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
   const std::string mountpoint = config.mountpoint;
   posix::InodeTable::Options table_options;
   table_options.use_handles = config.use_handles;
-  const OptionList options{complete_options(config)};
+  const std::vector<std::string> asked = complete_options(config);
+  const OptionList options{for_libfuse(asked)};
   UniqueFd covered{::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
   auto inodes = posix::InodeTable::create(std::move(config.source), table_options);
   if (!inodes) {
@@ -195,7 +196,9 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
   t_complaint.clear();
   impl->session = ::fuse_session_new(&args.raw, &operations(), sizeof operations(), &impl->fs);
   if (impl->session == nullptr) {
-    return fail(t_complaint.empty() ? "wrong mount options" : t_complaint, errno_code(EINVAL));
+    return fail("libfuse refuses the mount options " + std::string{options.text} +
+                    (t_complaint.empty() ? "" : ": " + t_complaint),
+                errno_code(EINVAL));
   }
   impl->fs.locks.refresh_by([session = impl->session](std::uint64_t node) {
     // Attributes only (offset -1); of the pages see op_attr.cpp. ENOENT: nothing cached.
@@ -209,6 +212,10 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
         errno_code(err));
   }
   impl->mounted = true;
+  if (const auto settled = settle_flags(mountpoint, asked); !settled) {
+    return fail("mount options of " + mountpoint + ": " + settled.error().message(),
+                settled.error());
+  }
   // (Not asking the file system: nobody would answer yet.)
   const UniqueFd top{::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
   if (const auto dev = posix::device_of(top.get())) {

@@ -236,6 +236,27 @@ TEST_F(MountCommand, WorksFromFstab) {
   EXPECT_TRUE(daemon_gone());
 }
 
+// What fstab lines carry from other file systems; mount(8) passes each of them on.
+TEST_F(MountCommand, TakesOrRefusesEveryMountFlagInOneLine) {
+  for (const char* option : {"nodiratime", "strictatime", "lazytime", "defaults,relatime"}) {
+    const Outcome got = sh_with_helper(std::string{"mount -t fuse.latchfs src mnt -o $T,"} +
+                                       option + " && cat mnt/hello; umount mnt");
+    EXPECT_EQ(got.out, "world\n") << option << got.err;
+    EXPECT_EQ(got.err, "") << option;
+    EXPECT_TRUE(daemon_gone());
+  }
+  const Outcome links = sh_with_helper(
+      "ln -s hello src/link; mount -t fuse.latchfs src mnt -o $T,nosymfollow,nodev,noatime\n"
+      "cat mnt/link; findmnt -no OPTIONS mnt; umount mnt");
+  EXPECT_EQ(links.out.rfind("rw,nodev,noatime,nosymfollow,", 0), 0u) << links.out;
+  EXPECT_EQ(links.err, "cat: mnt/link: Too many levels of symbolic links\n");
+  const Outcome again = sh_with_helper(
+      "mount -t fuse.latchfs src mnt -o $T; mount -o remount,ro mnt; cat mnt/hello; umount mnt");
+  EXPECT_EQ(again.out, "world\n");
+  EXPECT_EQ(again.err.rfind("latchfs: option 'remount' is not supported: ", 0), 0u) << again.err;
+  EXPECT_EQ(again.lines_of_err(), 1) << again.err;
+}
+
 TEST_F(MountCommand, AWrongOptionThroughMountIsSaid) {
   const Outcome got = sh_with_helper("mount -t fuse.latchfs src mnt -o $T,bogus");
   EXPECT_NE(got.status, 0);
