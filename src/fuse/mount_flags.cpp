@@ -1,10 +1,13 @@
 #include "fuse/mount_flags.h"
 
 #include <sys/mount.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <utility>
+
+#include "base/log.h"
 
 namespace latchfs::fuse {
 namespace {
@@ -35,12 +38,19 @@ std::vector<std::string> for_libfuse(std::vector<std::string> options) {
 }
 
 Result<void> settle_flags(const std::string& mountpoint, const std::vector<std::string>& options) {
-  if (!has_option(options, kNoSymlinks)) return {};
+  // With auto_unmount fusermount3 mounts, also for root. It begins with nosuid and nodev, and
+  // libfuse tells it what to set and nothing of what to clear.
+  const bool by_fusermount = ::geteuid() == 0 && has_option(options, "auto_unmount");
+  if (!by_fusermount && !has_option(options, kNoSymlinks)) return {};
   unsigned long flags = MS_REMOUNT | MS_BIND;
   for (const auto& [name, flag] : kPerMount) {
     if (has_option(options, name)) flags |= flag;
   }
-  if (::mount(nullptr, mountpoint.c_str(), nullptr, flags, nullptr) != 0) return last_errno();
+  if (::mount(nullptr, mountpoint.c_str(), nullptr, flags, nullptr) == 0) return {};
+  const std::error_code error = last_errno();
+  if (has_option(options, kNoSymlinks)) return error;
+  // A root that may not mount by itself: stricter than asked is no reason to have no mount.
+  log::warn("with auto_unmount this mount is nosuid and nodev: {}", error.message());
   return {};
 }
 

@@ -17,7 +17,7 @@ namespace latchfs::fuse {
 
 // Gives the mount that is on top at mountpoint the per-mount flags which the options ask for, where
 // libfuse has left some out. For a mount that serves nobody yet: the file system is not asked.
-// EPERM for a user other than root.
+// Other users' flags are fusermount3's to decide: nothing is done, but nosymfollow is EPERM.
 Result<void> settle_flags(const std::string& mountpoint, const std::vector<std::string>& options);
 
 }  // namespace latchfs::fuse

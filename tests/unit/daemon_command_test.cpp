@@ -135,6 +135,16 @@ TEST_F(Command, TakesTheUsualOptionsForReal) {
   }
 }
 
+// fusermount3 mounts then, and would have it nosuid and nodev.
+TEST_F(Command, AutoUnmountChangesNoOtherFlag) {
+  const Outcome got =
+      sh("for o in '' ,auto_unmount ,noexec,auto_unmount,nosuid; do\n"
+         "latchfs src mnt -o $T,noatime$o && findmnt -no VFS-OPTIONS mnt && umount mnt; done");
+  EXPECT_EQ(got.err, "");
+  EXPECT_EQ(got.out, "rw,noatime\nrw,noatime\nrw,nosuid,noexec,noatime\n");
+  EXPECT_TRUE(daemon_gone());
+}
+
 TEST_F(Command, FusermountEndsIt) {
   ASSERT_EQ(sh("latchfs src mnt -o $T").status, 0);
   EXPECT_EQ(sh("fusermount3 -u mnt").status, 0);
