@@ -1,6 +1,7 @@
 #include "fuse/mount.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sys/resource.h>
 #include <sys/statfs.h>
@@ -137,6 +138,21 @@ Result<void> wait_until_it_answers(const std::string& mountpoint) {
   return sf.f_type == kFuseMagic ? Result<void>{} : errno_code(ENOTCONN);
 }
 
+// Whether the kernel has let go of the session already: unmounted by others, or aborted.
+bool is_over(fuse_session* session) noexcept {
+  struct pollfd device {
+    ::fuse_session_fd(session), 0, 0
+  };
+  return ::poll(&device, 1, 0) == 1 && (device.revents & POLLERR) != 0;
+}
+
+// What is mounted on top at a path, without asking that file system.
+Result<dev_t> mounted_at(const std::string& mountpoint) {
+  const UniqueFd top{::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
+  if (!top) return last_errno();
+  return posix::device_of(top.get());
+}
+
 }  // namespace
 
 struct FuseMount::Impl {
@@ -147,17 +163,44 @@ struct FuseMount::Impl {
   Impl& operator=(const Impl&) = delete;
   ~Impl() { end(); }
 
-  void end() noexcept {
-    if (session == nullptr) return;
+  // False: the mount is still there, without a daemon.
+  bool end() noexcept {
+    if (session == nullptr) return true;
     fs.locks.shutdown();
-    if (mounted) ::fuse_session_unmount(session);
-    ::fuse_session_destroy(session);
+    const bool ours = !mounted || is_over(session) || is_on_top();
+    if (ours) {
+      // Unmounting goes by path, and lazily: it takes what is on top there, with all that is in it.
+      if (mounted) ::fuse_session_unmount(session);
+      ::fuse_session_destroy(session);
+    } else {
+      // Closing the device ends the connection. The session stays until the process ends: libfuse
+      // frees its parts by unmounting only.
+      static fuse_session* left_mounted;
+      left_mounted = session;
+      ::close(::fuse_session_fd(left_mounted));
+    }
     session = nullptr;
+    return ours;
+  }
+
+  [[nodiscard]] bool is_on_top() const noexcept {
+    try {
+      const auto dev = mounted_at(fs.config.mountpoint);
+      if (dev && device && *dev == *device) return true;
+      log::error(
+          "{} shows another mount than this one, which is left alone; if this one is below it, it "
+          "answers no more and wants an umount of its own",
+          log::printable(fs.config.mountpoint));
+    } catch (...) {
+      // No memory to ask or to say so: as if it were another's.
+    }
+    return false;
   }
 
   FileSystem fs;
   fuse_session* session{};
   bool mounted{};
+  std::optional<dev_t> device;  // of the mount
 
   Mutex stop_mu_;  // leaf
   bool stopping GUARDED_BY(stop_mu_){};
@@ -212,14 +255,14 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
         errno_code(err));
   }
   impl->mounted = true;
+  // (Not asking the file system: nobody would answer yet.)
+  if (const auto dev = mounted_at(mountpoint)) {
+    impl->device = *dev;
+    impl->fs.inodes->set_own_mount(*dev, std::move(covered));
+  }
   if (const auto settled = settle_flags(mountpoint, asked); !settled) {
     return fail("mount options of " + mountpoint + ": " + settled.error().message(),
                 settled.error());
-  }
-  // (Not asking the file system: nobody would answer yet.)
-  const UniqueFd top{::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
-  if (const auto dev = posix::device_of(top.get())) {
-    impl->fs.inodes->set_own_mount(*dev, std::move(covered));
   }
   return std::unique_ptr<FuseMount>{new FuseMount{std::move(impl)}};
 }
@@ -250,9 +293,10 @@ int FuseMount::run() {
     const MutexLock hold{impl.stop_mu_};
     impl.looping = false;
   }
-  impl.end();  // ends what the announcer may still wait for
+  const bool unmounted = impl.end();  // ends what the announcer may still wait for
   if (announcer.joinable()) announcer.join();
-  return result < 0 ? -result : 0;
+  if (result < 0) return -result;
+  return unmounted ? 0 : EBUSY;
 }
 
 void FuseMount::stop() noexcept {

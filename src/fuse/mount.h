@@ -71,8 +71,8 @@ class FuseMount {
   FuseMount(const FuseMount&) = delete;
   FuseMount& operator=(const FuseMount&) = delete;
 
-  // Serves until unmounted or stopped, then unmounts. 0, or the errno of what broke the session.
-  // Once.
+  // Serves until unmounted or stopped, then unmounts. 0, or the errno of what broke the session;
+  // EBUSY: something else is mounted over this mount, which stays, without a daemon. Once.
   [[nodiscard]] int run();
 
   // Ends run() from any thread, at any time; more than once is fine.

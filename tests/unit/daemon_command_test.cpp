@@ -46,7 +46,9 @@ class Command : public ::testing::Test {
   }
 
   void TearDown() override {
-    sh("umount -l " + q(mnt()) + " " + q(src()) + " 2>/dev/null");
+    // Some tests mount twice there.
+    const std::string all = "umount -l " + q(mnt()) + " " + q(src()) + " 2>/dev/null\n";
+    sh(all + all);
     fs::remove_all(dir_);
     fs::remove("/run/latchfs/" + table_ + ".table");
   }
@@ -168,6 +170,45 @@ TEST_F(Command, TermAndIntUnmountAndEndWithZero) {
     EXPECT_EQ(got.status, 0) << sig << got.err;
     EXPECT_EQ(got.out, "") << sig;
   }
+}
+
+TEST_F(Command, StoppingLeavesWhatOthersMountedOverItAlone) {
+  const Outcome got =
+      sh("latchfs src mnt -f -o $T & pid=$!\n"
+         "until [ -e mnt/hello ]; do kill -0 $pid || exit 9; sleep 0.02; done\n"
+         "mount -t tmpfs over mnt && echo kept > mnt/file\n"
+         "kill $pid; wait $pid; echo $?; cat mnt/file; umount mnt; ls mnt; umount mnt; ls mnt");
+  EXPECT_EQ(got.out, "1\nkept\n") << got.err;
+  EXPECT_NE(got.err.find("mnt shows another mount than this one"), std::string::npos) << got.err;
+  EXPECT_NE(got.err.find("Transport endpoint is not connected"), std::string::npos) << got.err;
+  EXPECT_TRUE(daemon_gone());
+}
+
+TEST_F(Command, TwoOnOneMountpointEndEachItself) {
+  fs::create_directory(dir_ / "upper");
+  std::ofstream{dir_ / "upper/hello"} << "upper\n";
+  const Outcome got =
+      sh("latchfs src mnt -f -o $T & lower=$!\n"
+         "until [ -e mnt/hello ]; do kill -0 $lower || exit 9; sleep 0.02; done\n"
+         "latchfs upper mnt -o $T || exit 8\n"
+         "kill $lower; wait $lower; cat mnt/hello\n"
+         "kill $(pgrep -f -- upper.mnt.-o.$T)");
+  EXPECT_EQ(got.status, 0) << got.err;
+  EXPECT_EQ(got.out, "upper\n") << got.err;
+  EXPECT_TRUE(daemon_gone());
+  EXPECT_EQ(sh("findmnt -no SOURCE --mountpoint mnt").out, src().string() + "\n");
+  EXPECT_EQ(sh("umount mnt; findmnt -no SOURCE --mountpoint mnt").out, "");
+}
+
+TEST_F(Command, AMountThatWasDetachedTakesNothingElseWithIt) {
+  const Outcome got =
+      sh("latchfs src mnt -f -o $T & pid=$!\n"
+         "until [ -e mnt/hello ]; do kill -0 $pid || exit 9; sleep 0.02; done\n"
+         "exec 3< mnt/hello; umount -l mnt; mount -t tmpfs over mnt && echo kept > mnt/file\n"
+         "kill $pid; wait $pid; cat mnt/file; umount mnt");
+  EXPECT_EQ(got.status, 0) << got.err;
+  EXPECT_EQ(got.out, "kept\n");
+  EXPECT_TRUE(daemon_gone());
 }
 
 TEST_F(Command, TheDaemonKeepsNeitherTerminalNorDirectory) {
