@@ -325,6 +325,19 @@ class UserCommand : public Command {
     ASSERT_EQ(sh("chown -R 65534:65534 home; mknod fuse c 10 229 && chmod 666 fuse").status, 0);
   }
 
+  // What a daemon that was not ended in order leaves.
+  void TearDown() override {
+    Command::TearDown();
+    for (const auto& entry : fs::directory_iterator{"/dev/shm"}) {
+      const std::string name = entry.path().filename().string();
+      std::error_code kept;
+      if (name.rfind("latchfs-" + table_ + "-", 0) == 0) fs::remove(entry.path(), kept);
+      if (name.rfind("latchfs-65534.", 0) != 0) continue;
+      fs::remove(entry.path() / (table_ + ".table"), kept);
+      fs::remove(entry.path(), kept);  // unless another test's table is in it
+    }
+  }
+
   // A line of shell in his home.
   [[nodiscard]] Outcome sh_as_user(const std::string& line) const {
     std::ofstream{dir_ / "user"} << "cd home || exit 99\n" << line << "\n";
@@ -336,7 +349,6 @@ class UserCommand : public Command {
 
 TEST_F(UserCommand, MountsHisOwnFiles) {
   const Outcome got = sh_as_user(
-      "export XDG_RUNTIME_DIR=$PWD\n"
       "latchfs src mnt -o $T || exit 2\n"
       "echo more > mnt/new && cat src/new mnt/file mnt/.locks/list; fusermount3 -u mnt");
   EXPECT_EQ(got.status, 0) << got.err;
@@ -349,7 +361,6 @@ TEST_F(UserCommand, MountsADirectoryThatHeMayEnterButNotRead) {
   std::ofstream{dir_ / "his/sub/file"} << "below\n";
   fs::permissions(dir_ / "his", fs::perms{0711});
   const Outcome got = sh_as_user(
-      "export XDG_RUNTIME_DIR=$PWD\n"
       "latchfs ../his mnt -o $T || exit 2\n"
       "cat mnt/sub/file; ls mnt; fusermount3 -u mnt");
   EXPECT_EQ(got.status, 0) << got.err;
