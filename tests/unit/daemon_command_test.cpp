@@ -147,6 +147,24 @@ TEST_F(Command, AutoUnmountChangesNoOtherFlag) {
   EXPECT_TRUE(daemon_gone());
 }
 
+// What was visited and locked through the mount can be unmounted below it; a working directory in
+// it goes on being one after the daemon let go of it.
+TEST_F(Command, AFileSystemBelowSourceCanBeUnmountedWhenUnused) {
+  const Outcome got = sh(
+      "mkdir src/n; mount -t tmpfs nested src/n && echo x > src/n/file; latchfs src mnt -o $T\n"
+      "find mnt > /dev/null; flock mnt/n/file cat mnt/n/file\n"
+      "d=/proc/$(pgrep -f -- $T)/fd; dev=$(stat -c %d src/n)\n"
+      "holds() { for f in $d/*; do [ $(stat -Lc %d $f) != $dev ] || return 0; done; return 1; }\n"
+      "(cd mnt/n; n=0; while holds && [ $n -lt 200 ]; do n=$((n+1)); sleep 0.1; done; cat file\n"
+      " cd ..; n=0; until umount ../src/n 2>/dev/null || [ $n -ge 200 ]; do\n"
+      " n=$((n+1)); sleep 0.1; done)\n"
+      "ls mnt/n; umount src/n; umount mnt");
+  EXPECT_EQ(got.out, "x\nx\n") << got.err;
+  EXPECT_NE(got.err.find("src/n: not mounted"), std::string::npos) << got.err;
+  sh("umount -l src/n 2>/dev/null");
+  EXPECT_TRUE(daemon_gone());
+}
+
 TEST_F(Command, FusermountEndsIt) {
   ASSERT_EQ(sh("latchfs src mnt -o $T").status, 0);
   EXPECT_EQ(sh("fusermount3 -u mnt").status, 0);
