@@ -72,6 +72,16 @@ void stdio_to_null() noexcept {
 
 }  // namespace
 
+void hold_closed_streams() noexcept {
+  // open() gives the lowest number that is free: in this order, the very one that is missing.
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(fd, F_GETFD) != -1) continue;
+    // For the daemon's whole life and all it runs, so without O_CLOEXEC. Where there is no
+    // /dev/null, anything that takes the number and can be neither read nor written.
+    if (::open("/dev/null", O_RDWR) < 0) ::open("/", O_PATH);  // NOLINT: kept open on purpose
+  }
+}
+
 Result<Launcher> Launcher::start(bool background) {
   // A write to a pipe whose reader is gone must be an answer, not a death.
   ::signal(SIGPIPE, SIG_IGN);

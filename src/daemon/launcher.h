@@ -13,6 +13,11 @@
 
 namespace latchfs::daemon {
 
+// Before anything else is opened: /dev/null for each of standard input, output and error that the
+// caller closed ("<&-"). Otherwise the next descriptor, SOURCE's for one, gets that number and is
+// written to as a stream, or lost when the daemon lets go of its terminal.
+void hold_closed_streams() noexcept;
+
 class Launcher {
  public:
   // In the foreground nothing is forked and ready() and failed() only print.

@@ -40,7 +40,7 @@ Environment this_machine() {
   std::string hostname(256, '\0');
   if (::gethostname(hostname.data(), hostname.size() - 1) != 0) hostname.clear();
   hostname.resize(hostname.find('\0') == std::string::npos ? 0 : hostname.find('\0'));
-  return {group_by_name, hostname, shm::kMinRegion, shm::kMaxRegion};
+  return {group_by_name, hostname, shm::kMinRegion, shm::kMaxRegion, ::geteuid() == 0};
 }
 
 int refuse(int status, const std::string& message) {
@@ -81,6 +81,7 @@ Result<std::unique_ptr<ShmStore>> attach(const Options& o, const Places& places,
 // Once, while there is one thread.
 void set_limits(Launcher& launcher) {
   const std::uint64_t files = raise_open_files();
+  raise_file_size();
   if (const auto dropped = drop_sys_resource(); !dropped) {
     launcher.warn("CAP_SYS_RESOURCE could not be dropped: " + dropped.error().message());
   }
@@ -173,6 +174,7 @@ int run(const std::vector<std::string>& args) {
 }  // namespace latchfs::daemon
 
 int main(int argc, char** argv) {
+  latchfs::daemon::hold_closed_streams();
   try {
     return latchfs::daemon::run({argv + (argc > 0 ? 1 : 0), argv + argc});
   } catch (const std::exception& e) {

@@ -180,14 +180,18 @@ constexpr std::array<ValueOption, 17> kValueOptions{{
 }};
 
 // Said to mount(8), to fstab or to libfuse 2, nothing for us to do. "nonempty" is how every FUSE 3
-// mount works.
-constexpr std::array<std::string_view, 15> kIgnoredFlags{
-    "_netdev", "auto",  "noauto",   "nofail",   "user",     "nouser", "users", "nousers",
-    "owner",   "group", "defaults", "nonempty", "relatime", "atime",  "async"};
+// mount works. Access times are the backing file system's, whatever a FUSE mount is told
+// (fs/fuse/inode.c sets S_NOATIME).
+constexpr std::array<std::string_view, 26> kIgnoredFlags{
+    "_netdev",  "auto",          "noauto",     "nofail",     "user",        "nouser", "users",
+    "nousers",  "owner",         "group",      "defaults",   "nonempty",    "async",  "atime",
+    "relatime", "norelatime",    "diratime",   "nodiratime", "strictatime", "silent", "loud",
+    "lazytime", "nostrictatime", "nolazytime", "nomand",     "noiversion"};
 constexpr std::array<std::string_view, 4> kIgnoredPrefixes{"x-", "X-", "comment=", "user="};
 
-constexpr std::array<std::string_view, 10> kKernelFlags{
-    "suid", "nosuid", "dev", "nodev", "exec", "noexec", "noatime", "nodiratime", "sync", "dirsync"};
+constexpr std::array<std::string_view, 11> kKernelFlags{
+    "suid", "nosuid",  "dev",     "nodev",     "exec",       "noexec",
+    "sync", "dirsync", "noatime", "symfollow", "nosymfollow"};
 
 template <class Range>
 bool contains(const Range& range, std::string_view text) {
@@ -210,7 +214,7 @@ void add_kernel_flag(Options& o, const std::string& flag) {
   };
   drop(opposite);
   drop(flag);
-  o.mount_options.push_back(flag);
+  if (flag != "symfollow") o.mount_options.push_back(flag);  // what the kernel does untold
 }
 
 bool set_flag(Options& o, const std::string& text) {
@@ -242,6 +246,10 @@ Refusal set_option(Options& o, const std::string& text, const Environment& env) 
     return why.empty() ? why : fmt::format("option '{}' {}", log::printable(text), why);
   }
   if (set_flag(o, text)) return {};
+  if (name == "remount") {
+    return "option 'remount' is not supported: unmount and mount again, or use mount -o "
+           "remount,bind for ro, nosuid, nodev, noexec and nosymfollow";
+  }
   return fmt::format("unknown option '{}'", log::printable(text));
 }
 
@@ -255,7 +263,7 @@ Refusal set_options(Options& o, const std::string& list, const Environment& env)
   return {};
 }
 
-Refusal check_together(Options& o, std::vector<std::string> places) {
+Refusal check_together(Options& o, std::vector<std::string> places, const Environment& env) {
   if (places.empty()) return "SOURCE and MOUNTPOINT are missing";
   if (places.size() == 1) return "MOUNTPOINT is missing";
   if (places.size() > 2) {
@@ -266,6 +274,9 @@ Refusal check_together(Options& o, std::vector<std::string> places) {
   if (o.source.empty()) return "SOURCE is empty";
   if (o.mountpoint.empty()) return "MOUNTPOINT is empty";
   if (o.log == "stderr" && !o.foreground) return "log=stderr needs -f: a daemon has no terminal";
+  if (contains(o.mount_options, "nosymfollow") && !env.root) {
+    return "option 'nosymfollow' is root's: fusermount3 does not know it";
+  }
   if (o.allow_other && o.allow_root) return "allow_other and allow_root exclude each other";
   return {};
 }
@@ -336,7 +347,7 @@ Parsed parse_options(const std::vector<std::string>& args, const Environment& en
       return UsageError{fmt::format("unknown option '{}'", log::printable(arg))};
     }
   }
-  if (Refusal why = check_together(o, std::move(places)); !why.empty()) return UsageError{why};
+  if (Refusal why = check_together(o, std::move(places), env); !why.empty()) return UsageError{why};
   return o;
 }
 
@@ -368,7 +379,10 @@ latchfs options:
 
 FUSE and mount options:
   allow_other allow_root default_permissions auto_unmount
-  ro rw suid nosuid dev nodev exec noexec noatime nodiratime sync dirsync
+  ro rw suid nosuid dev nodev exec noexec sync dirsync noatime
+  nosymfollow                 (root's only)
+  nodiratime relatime strictatime lazytime and the like are accepted and do
+  nothing: access times are the file system's below
   fsname=NAME subtype=NAME max_read=BYTES
   attr_timeout=S entry_timeout=S negative_timeout=S
 

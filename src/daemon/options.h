@@ -48,7 +48,7 @@ struct Options {
   std::uint32_t max_read{};  // bytes, 0: no limit
   std::string fsname;        // "": SOURCE
   std::string subtype;       // "": latchfs
-  // What else goes to the kernel or fusermount3 as it is: "nodev", "noatime", …
+  // What else goes to the kernel or fusermount3 as it is: "nodev", "nosymfollow", …
   std::vector<std::string> mount_options;
 };
 
@@ -67,6 +67,7 @@ struct Environment {
   // What the store can do with table_max, in bytes.
   std::uint64_t table_max_least{};
   std::uint64_t table_max_most{};
+  bool root{};  // the effective user
 };
 
 // argv without the program's name.

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <csignal>
 #include <fstream>
 
 namespace latchfs::daemon {
@@ -35,6 +36,17 @@ std::uint64_t raise_open_files() noexcept {
   }
   const rlimit wanted{limit.rlim_max, limit.rlim_max};
   return ::setrlimit(RLIMIT_NOFILE, &wanted) == 0 ? limit.rlim_max : limit.rlim_cur;
+}
+
+std::uint64_t raise_file_size() noexcept {
+  // A shell's "ulimit -f" is inherited: a user's large write would kill the daemon of all.
+  ::signal(SIGXFSZ, SIG_IGN);
+  const rlimit none{RLIM_INFINITY, RLIM_INFINITY};
+  if (::setrlimit(RLIMIT_FSIZE, &none) == 0) return RLIM_INFINITY;
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_FSIZE, &limit) != 0) return 0;
+  const rlimit wanted{limit.rlim_max, limit.rlim_max};
+  return ::setrlimit(RLIMIT_FSIZE, &wanted) == 0 ? limit.rlim_max : limit.rlim_cur;
 }
 
 Result<void> drop_sys_resource() noexcept {

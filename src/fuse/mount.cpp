@@ -1,6 +1,7 @@
 #include "fuse/mount.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sys/resource.h>
 #include <sys/statfs.h>
@@ -15,10 +16,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
+#include <utility>
 
 #include "base/log.h"
 #include "base/mutex.h"
 #include "fuse/file_system.h"
+#include "fuse/mount_flags.h"
 #include "fuse/ops.h"
 #include "posix/sys.h"
 
@@ -28,14 +31,18 @@ namespace {
 // Interrupts the loop's sem_wait(); does nothing else.
 int wake_signal() { return SIGRTMIN + 3; }
 
-// What libfuse last complained of in this thread, for `why`.
+// What libfuse last complained of in this thread, for `why`: a whole line.
 thread_local std::string t_complaint;
+// The line it is at: some come in pieces.
+thread_local std::string t_pieces;
 
 void log_from_libfuse(enum fuse_log_level level, const char* format, va_list args) {
   char line[1024];
   const int size = std::vsnprintf(line, sizeof line, format, args);
   if (size < 0) return;
-  std::string text{line};
+  t_pieces += line;
+  if (t_pieces.empty() || t_pieces.back() != '\n') return;
+  std::string text = std::exchange(t_pieces, {});
   while (!text.empty() && text.back() == '\n') text.pop_back();
   if (level <= FUSE_LOG_ERR) {
     t_complaint = text.rfind("fuse: ", 0) == 0 ? text.substr(6) : text;
@@ -45,12 +52,6 @@ void log_from_libfuse(enum fuse_log_level level, const char* format, va_list arg
   } else {
     log::debug("libfuse: {}", log::printable(text));
   }
-}
-
-bool has_option(const std::vector<std::string>& options, std::string_view name) {
-  return std::any_of(options.begin(), options.end(), [&](const std::string& option) {
-    return std::string_view{option}.substr(0, option.find('=')) == name;
-  });
 }
 
 // What the mount that SOURCE lies on forbids, the mount on top must not allow. Beyond that root's
@@ -128,13 +129,28 @@ void install_wake_handler() {
 
 // Asks the mount something only a running session answers.
 Result<void> wait_until_it_answers(const std::string& mountpoint) {
-  const auto fd =
-      posix::opened(::open(mountpoint.c_str(), O_RDONLY | O_DIRECTORY | O_NOCTTY | O_CLOEXEC));
+  // O_PATH: he who mounts a directory need not be allowed to read it.
+  const auto fd = posix::opened(::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (!fd) return fd.error();
   constexpr decltype(statfs::f_type) kFuseMagic = 0x65735546;
   struct statfs sf {};
   if (::fstatfs(fd->get(), &sf) != 0) return last_errno();
   return sf.f_type == kFuseMagic ? Result<void>{} : errno_code(ENOTCONN);
+}
+
+// Whether the kernel has let go of the session already: unmounted by others, or aborted.
+bool is_over(fuse_session* session) noexcept {
+  struct pollfd device {
+    ::fuse_session_fd(session), 0, 0
+  };
+  return ::poll(&device, 1, 0) == 1 && (device.revents & POLLERR) != 0;
+}
+
+// What is mounted on top at a path, without asking that file system.
+Result<dev_t> mounted_at(const std::string& mountpoint) {
+  const UniqueFd top{::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
+  if (!top) return last_errno();
+  return posix::device_of(top.get());
 }
 
 }  // namespace
@@ -147,17 +163,44 @@ struct FuseMount::Impl {
   Impl& operator=(const Impl&) = delete;
   ~Impl() { end(); }
 
-  void end() noexcept {
-    if (session == nullptr) return;
+  // False: the mount is still there, without a daemon.
+  bool end() noexcept {
+    if (session == nullptr) return true;
     fs.locks.shutdown();
-    if (mounted) ::fuse_session_unmount(session);
-    ::fuse_session_destroy(session);
+    const bool ours = !mounted || is_over(session) || is_on_top();
+    if (ours) {
+      // Unmounting goes by path, and lazily: it takes what is on top there, with all that is in it.
+      if (mounted) ::fuse_session_unmount(session);
+      ::fuse_session_destroy(session);
+    } else {
+      // Closing the device ends the connection. The session stays until the process ends: libfuse
+      // frees its parts by unmounting only.
+      static fuse_session* left_mounted;
+      left_mounted = session;
+      ::close(::fuse_session_fd(left_mounted));
+    }
     session = nullptr;
+    return ours;
+  }
+
+  [[nodiscard]] bool is_on_top() const noexcept {
+    try {
+      const auto dev = mounted_at(fs.config.mountpoint);
+      if (dev && device && *dev == *device) return true;
+      log::error(
+          "{} shows another mount than this one, which is left alone; if this one is below it, it "
+          "answers no more and wants an umount of its own",
+          log::printable(fs.config.mountpoint));
+    } catch (...) {
+      // No memory to ask or to say so: as if it were another's.
+    }
+    return false;
   }
 
   FileSystem fs;
   fuse_session* session{};
   bool mounted{};
+  std::optional<dev_t> device;  // of the mount
 
   Mutex stop_mu_;  // leaf
   bool stopping GUARDED_BY(stop_mu_){};
@@ -180,7 +223,8 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
   const std::string mountpoint = config.mountpoint;
   posix::InodeTable::Options table_options;
   table_options.use_handles = config.use_handles;
-  const OptionList options{complete_options(config)};
+  const std::vector<std::string> asked = complete_options(config);
+  const OptionList options{for_libfuse(asked)};
   UniqueFd covered{::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
   auto inodes = posix::InodeTable::create(std::move(config.source), table_options);
   if (!inodes) {
@@ -195,7 +239,9 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
   t_complaint.clear();
   impl->session = ::fuse_session_new(&args.raw, &operations(), sizeof operations(), &impl->fs);
   if (impl->session == nullptr) {
-    return fail(t_complaint.empty() ? "wrong mount options" : t_complaint, errno_code(EINVAL));
+    return fail("libfuse refuses the mount options " + std::string{options.text} +
+                    (t_complaint.empty() ? "" : ": " + t_complaint),
+                errno_code(EINVAL));
   }
   impl->fs.locks.refresh_by([session = impl->session](std::uint64_t node) {
     // Attributes only (offset -1); of the pages see op_attr.cpp. ENOENT: nothing cached.
@@ -210,9 +256,13 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
   }
   impl->mounted = true;
   // (Not asking the file system: nobody would answer yet.)
-  const UniqueFd top{::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
-  if (const auto dev = posix::device_of(top.get())) {
+  if (const auto dev = mounted_at(mountpoint)) {
+    impl->device = *dev;
     impl->fs.inodes->set_own_mount(*dev, std::move(covered));
+  }
+  if (const auto settled = settle_flags(mountpoint, asked); !settled) {
+    return fail("mount options of " + mountpoint + ": " + settled.error().message(),
+                settled.error());
   }
   return std::unique_ptr<FuseMount>{new FuseMount{std::move(impl)}};
 }
@@ -243,9 +293,10 @@ int FuseMount::run() {
     const MutexLock hold{impl.stop_mu_};
     impl.looping = false;
   }
-  impl.end();  // ends what the announcer may still wait for
+  const bool unmounted = impl.end();  // ends what the announcer may still wait for
   if (announcer.joinable()) announcer.join();
-  return result < 0 ? -result : 0;
+  if (result < 0) return -result;
+  return unmounted ? 0 : EBUSY;
 }
 
 void FuseMount::stop() noexcept {

@@ -31,8 +31,9 @@ struct MountConfig {
   std::string mountpoint;   // absolute
 
   // fuse(8) and kernel options, each as in "-o", not escaped: "ro", "nodev", "noatime",
-  // "allow_other". default_permissions, and for root allow_other (unless allow_root is given),
-  // are always added; fsname=source_path and subtype=latchfs unless given.
+  // "nosymfollow" (root's only), "allow_other". default_permissions, and for root allow_other
+  // (unless allow_root is given), are always added; fsname=source_path and subtype=latchfs unless
+  // given.
   std::vector<std::string> options;
   std::uint32_t max_read{};  // bytes: what "max_read=" among the options says, 0 without it
 
@@ -70,8 +71,8 @@ class FuseMount {
   FuseMount(const FuseMount&) = delete;
   FuseMount& operator=(const FuseMount&) = delete;
 
-  // Serves until unmounted or stopped, then unmounts. 0, or the errno of what broke the session.
-  // Once.
+  // Serves until unmounted or stopped, then unmounts. 0, or the errno of what broke the session;
+  // EBUSY: something else is mounted over this mount, which stays, without a daemon. Once.
   [[nodiscard]] int run();
 
   // Ends run() from any thread, at any time; more than once is fine.

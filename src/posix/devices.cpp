@@ -8,6 +8,8 @@
 namespace latchfs::posix {
 namespace {
 
+constexpr unsigned kIdleCalls = 2;
+
 // A descriptor that handles on fd's file system can be opened with, if that works there.
 UniqueFd mount_descriptor(int fd) {
   const auto st = stat_of(fd);
@@ -31,16 +33,78 @@ unsigned Devices::find(dev_t dev) const noexcept {
   return kMost;
 }
 
+// Opens outside the mutex: of two that do so at once, one's is closed again.
+void Devices::open_mount(Device& device, int fd) {
+  UniqueFd mount = mount_descriptor(fd);
+  if (!mount) return;
+  auto fresh = std::make_shared<const UniqueFd>(std::move(mount));
+  const MutexLock hold{device.mu};
+  if (device.mount) return;
+  device.mount = std::move(fresh);
+  device.idle = 0;
+  device.open.store(true);
+  device.handles.store(true);
+}
+
 Result<unsigned> Devices::slot_of(dev_t dev, int fd) {
-  if (const unsigned known = find(dev); known != kMost) return known;
-  const MutexLock hold{grow_mu_};
-  if (const unsigned known = find(dev); known != kMost) return known;
-  const unsigned slot = size();
-  if (slot == kMost) return errno_code(ENFILE);
-  all_[slot].dev = dev;
-  if (use_handles_) all_[slot].mount = mount_descriptor(fd);
-  count_.store(slot + 1, std::memory_order_release);
+  unsigned slot = find(dev);
+  if (slot == kMost) {
+    const MutexLock hold{grow_mu_};
+    slot = find(dev);
+    if (slot == kMost) {
+      slot = size();
+      if (slot == kMost) return errno_code(ENFILE);
+      all_[slot].dev = dev;
+      if (use_handles_) open_mount(all_[slot], fd);
+      count_.store(slot + 1, std::memory_order_release);
+    }
+  }
+  Device& device = all_[slot];
+  device.used.store(true, std::memory_order_relaxed);
+  if (is_held(slot)) return slot;
+  // Unmounted meanwhile, and the number is another file system's, without handles.
+  if (!FileHandle::of(fd)) device.handles.store(false);
+  if (has_handles(slot)) open_mount(device, fd);
   return slot;
+}
+
+Devices::MountPtr Devices::mount(unsigned slot) {
+  Device& device = all_[slot];
+  device.used.store(true, std::memory_order_relaxed);
+  const MutexLock hold{device.mu};
+  return device.mount;
+}
+
+void Devices::entered(unsigned slot, std::uint64_t parent, std::string_view name) {
+  Device& device = all_[slot];
+  const MutexLock hold{device.mu};
+  if (device.way.parent == parent && device.way.name == name) return;
+  device.way = {parent, std::string{name}};
+}
+
+Devices::Way Devices::way(unsigned slot) {
+  const MutexLock hold{all_[slot].mu};
+  return all_[slot].way;
+}
+
+bool Devices::close_unused() {
+  bool some_open = false;
+  const unsigned count = size();
+  for (unsigned slot = 1; slot < count; ++slot) {
+    Device& device = all_[slot];
+    if (!device.open.load()) continue;
+    MountPtr unused;  // closed with no mutex held
+    const MutexLock hold{device.mu};
+    device.idle = device.used.exchange(false) ? 0 : device.idle + 1;
+    if (device.idle < kIdleCalls) {
+      some_open = true;
+    } else {
+      unused = std::move(device.mount);
+      device.mount = nullptr;
+      device.open.store(false);
+    }
+  }
+  return some_open;
 }
 
 }  // namespace latchfs::posix

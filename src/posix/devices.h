@@ -1,4 +1,9 @@
 // The file systems met below SOURCE, numbered in the order they were met. SOURCE's own is 0.
+//
+// Files of a device are found by handle through an ordinary descriptor on it. Such a descriptor
+// keeps a file system mounted, so a nested one's is closed when it was not used for a while, and
+// opened again at the next file of it that is met, or by the way to it: the directory and name
+// where it was entered.
 #pragma once
 
 #include <sys/stat.h>
@@ -6,6 +11,9 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
 
 #include "base/mutex.h"
 #include "base/unique_fd.h"
@@ -13,33 +21,61 @@
 
 namespace latchfs::posix {
 
-struct Device {
-  dev_t dev{};
-  // An ordinary descriptor on it, for open_by_handle_at(); invalid where files are to be found by
-  // descriptor and name. It keeps a nested file system mounted as long as the daemon lives.
-  UniqueFd mount;
-  [[nodiscard]] bool has_handles() const noexcept { return static_cast<bool>(mount); }
-};
-
 class Devices {
  public:
   static constexpr unsigned kMost = 511;
 
+  // A descriptor for open_by_handle_at(), held by whoever uses it.
+  using MountPtr = std::shared_ptr<const UniqueFd>;
+  // The node of a directory on another device, and a name in it. Node 0: not known.
+  struct Way {
+    std::uint64_t parent{};
+    std::string name;
+  };
+
   // use_handles: false in a daemon that may not open by handle, and in tests.
   explicit Devices(bool use_handles) noexcept : use_handles_{use_handles} {}
 
-  // The number of dev, met now at the file `fd` if it is new. ENFILE when all numbers are taken.
+  // The number of dev, met now at the file `fd`. ENFILE when all numbers are taken.
   [[nodiscard]] Result<unsigned> slot_of(dev_t dev, int fd);
   // The number of a known dev; kMost if it is not known.
   [[nodiscard]] unsigned find(dev_t dev) const noexcept;
-  // Precondition: slot was returned by slot_of() or find().
-  [[nodiscard]] const Device& at(unsigned slot) const noexcept { return all_[slot]; }
   [[nodiscard]] unsigned size() const noexcept { return count_.load(std::memory_order_acquire); }
 
+  // For all of these slot was returned by slot_of() or find().
+  [[nodiscard]] dev_t dev(unsigned slot) const noexcept { return all_[slot].dev; }
+  // Whether files are found by handle, else by descriptor and name.
+  [[nodiscard]] bool has_handles(unsigned slot) const noexcept { return all_[slot].handles.load(); }
+  // Whether the device cannot have gone, and its number to another file system, since it was met:
+  // a descriptor is open, or there are no handles and its nodes hold theirs.
+  [[nodiscard]] bool is_held(unsigned slot) const noexcept {
+    return !has_handles(slot) || all_[slot].open.load();
+  }
+  // Null: closed, or there are no handles.
+  [[nodiscard]] MountPtr mount(unsigned slot);
+  void entered(unsigned slot, std::uint64_t parent, std::string_view name);
+  [[nodiscard]] Way way(unsigned slot);
+
+  // Closes the descriptors, but for slot 0's, that were not used since the last call but one. True
+  // if one of them is open still.
+  bool close_unused();
+
  private:
+  struct Device {
+    dev_t dev{};
+    std::atomic<bool> handles{false};
+    std::atomic<bool> open{false};  // there is a mount
+    std::atomic<bool> used{false};  // since the last close_unused()
+    Mutex mu;                       // leaf
+    MountPtr mount GUARDED_BY(mu);
+    Way way GUARDED_BY(mu);
+    unsigned idle GUARDED_BY(mu){};  // calls of close_unused() without use
+  };
+  void open_mount(Device& device, int fd);
+
   const bool use_handles_;
-  Mutex grow_mu_;  // leaf; held across the opening of a mount's descriptor, once a device
-  // Entries below count_ never change.
+  Mutex grow_mu_;  // a device's mutex may be taken below it
+  // dev of entries below count_ never changes.
   std::array<Device, kMost> all_;
   std::atomic<unsigned> count_{0};
 };

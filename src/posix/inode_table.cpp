@@ -130,11 +130,13 @@ Result<PinPtr> InodeTable::repin(std::uint64_t node) {
   become_daemon();
   const unsigned slot = devices_.find(static_cast<dev_t>(id.dev));
   Result<UniqueFd> fd = errno_code(ESTALE);
-  if (slot != Devices::kMost && devices_.at(slot).has_handles()) {
-    fd = handle.open(devices_.at(slot).mount.get());
+  if (slot != Devices::kMost && devices_.has_handles(slot)) {
+    const auto mount = mount_of(slot);
+    if (!mount) return mount.error();
+    fd = handle.open((*mount)->get());
     if (!fd && (fd.error() == errno_code(EMFILE) || fd.error() == errno_code(ENFILE))) {
       shed();
-      fd = handle.open(devices_.at(slot).mount.get());
+      fd = handle.open((*mount)->get());
     }
   } else {
     fd = open_by_name(node, id);
@@ -165,6 +167,25 @@ Result<UniqueFd> InodeTable::open_parent(int dir) {
 
 // Up to the nearest ancestor that has a descriptor, then down again by name. No recursion: trees
 // can be deeper than the stack of a worker allows.
+Result<Devices::MountPtr> InodeTable::mount_of(unsigned slot) {
+  if (auto mount = devices_.mount(slot)) return mount;
+  // Closed while nobody used it: in again where it was entered, which is on another device, so this
+  // ends at SOURCE's own. Unmounted since: that leads to something else.
+  const Devices::Way way = devices_.way(slot);
+  if (way.parent == 0) return errno_code(ESTALE);
+  const auto dir = pin(way.parent);
+  if (!dir) return dir.error();
+  become_daemon();
+  const auto fd = open_child((*dir)->fd.get(), way.name.c_str());
+  if (!fd) return fd.error() == errno_code(ENOENT) ? errno_code(ESTALE) : fd.error();
+  const auto st = stat_of(fd->get());
+  if (!st) return st.error();
+  if (st->st_dev != devices_.dev(slot)) return errno_code(ESTALE);
+  if (const auto opened = devices_.slot_of(st->st_dev, fd->get()); !opened) return opened.error();
+  if (auto mount = devices_.mount(slot)) return mount;
+  return errno_code(ESTALE);
+}
+
 Result<UniqueFd> InodeTable::open_by_name(std::uint64_t node, FileId id) {
   struct Step {
     std::string name;
@@ -232,8 +253,10 @@ Result<Entry> InodeTable::adopt(UniqueFd fd, std::uint64_t parent, std::string_v
   show(entry.attr);
   if (found->node == NodeIds::kRoot) return entry;
 
-  const bool by_handle =
-      found->slot != NodeIds::kDealtSlot && devices_.at(found->slot).has_handles();
+  const bool by_handle = found->slot != NodeIds::kDealtSlot && devices_.has_handles(found->slot);
+  if (by_handle && found->slot != 0 && parent != 0 && NodeIds::slot_of(parent) != found->slot) {
+    devices_.entered(found->slot, parent, name);
+  }
   const mode_t type = found->attr.st_mode & S_IFMT;
   auto pin = std::make_shared<const Pin>(Pin{std::move(fd), entry.id, type});
   auto hint = by_handle ? nullptr : std::make_unique<Name>(Name{parent, std::string{name}});
@@ -320,15 +343,15 @@ Result<Entry> InodeTable::self(std::uint64_t node) {
 Result<Entry> InodeTable::unknown_self(std::uint64_t node) {
   const unsigned slot = NodeIds::slot_of(node);
   if (!NodeIds::possible(node) || slot >= devices_.size()) return errno_code(ESTALE);
-  const Device& device = devices_.at(slot);
-  if (!device.has_handles()) return errno_code(ESTALE);
+  if (!devices_.has_handles(slot)) return errno_code(ESTALE);
   const auto handle = FileHandle::ext_wildcard(NodeIds::ino_of(node));
   if (!handle) return errno_code(ESTALE);
   become_daemon();
-  auto fd = handle->open(device.mount.get());
+  const auto mount = mount_of(slot);
+  auto fd = mount ? handle->open((*mount)->get()) : Result<UniqueFd>{mount.error()};
   if (!fd) return errno_code(ESTALE);
   const auto st = stat_of(fd->get());
-  if (!st || st->st_dev != device.dev || st->st_ino != NodeIds::ino_of(node)) {
+  if (!st || st->st_dev != devices_.dev(slot) || st->st_ino != NodeIds::ino_of(node)) {
     return errno_code(ESTALE);
   }
   if (S_ISDIR(st->st_mode)) {
@@ -426,7 +449,7 @@ void InodeTable::renamed(std::uint64_t node, std::uint64_t parent, std::string_v
 
 bool InodeTable::has_handles(dev_t dev) const noexcept {
   const unsigned slot = devices_.find(dev);
-  return slot != Devices::kMost && devices_.at(slot).has_handles();
+  return slot != Devices::kMost && devices_.has_handles(slot);
 }
 
 std::uint64_t InodeTable::shown_ino(dev_t dev, std::uint64_t ino) const noexcept {
@@ -483,19 +506,20 @@ void InodeTable::sweep(std::uint32_t idle_ticks) noexcept {
 }
 
 void InodeTable::run_janitor() {
-  for (;;) {
-    const std::size_t pins = counts().pins;
+  for (bool open = false;;) {
+    const bool idle = !open && counts().pins == 0;
     {
       const MutexLock hold{janitor_mu_};
       if (stopping_) return;
-      janitor_idle_.store(pins == 0, std::memory_order_relaxed);
+      janitor_idle_.store(idle, std::memory_order_relaxed);
       // A wake-up lost to the race with janitor_idle_ costs a late sweep, no more.
-      janitor_cv_.wait_for(janitor_mu_, pins == 0 ? 60 * kTick : kTick);
+      janitor_cv_.wait_for(janitor_mu_, idle ? 60 * kTick : kTick);
       if (stopping_) return;
       janitor_idle_.store(false, std::memory_order_relaxed);
     }
     tick_.fetch_add(1, std::memory_order_relaxed);
     sweep(kIdleTicks);
+    open = devices_.close_unused();
   }
 }
 

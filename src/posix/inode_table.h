@@ -8,7 +8,8 @@
 //
 // A cached descriptor keeps a removed file's blocks in use. So descriptors unused for two seconds
 // are closed (by handle they are had again), and released at once when a removal through this
-// mount says so. Without handles they stay: an open file holds its own (OpenFile::pin).
+// mount says so. Without handles they stay: an open file holds its own (OpenFile::pin). With the
+// descriptors go those that keep nested file systems mounted (devices.h).
 //
 // Thread-safe. Makes no system call and takes no other lock while a shard's mutex is held.
 #pragma once
@@ -159,6 +160,8 @@ class InodeTable {
   };
   Result<Identity> identify(int fd);
   Result<PinPtr> repin(std::uint64_t node);
+  // What handles of a device are opened with. ESTALE: the file system is mounted no more.
+  Result<Devices::MountPtr> mount_of(unsigned slot);
   Result<UniqueFd> open_by_name(std::uint64_t node, FileId id);
   Result<Entry> self(std::uint64_t node);
   Result<Entry> unknown_self(std::uint64_t node);

@@ -77,18 +77,20 @@ Result<UniqueFd> MountPoints::enter(int dir, const char* name) const {
   const auto dev = device_of(fd->get());
   if (!dev) return dev.error();
   if (own_ && *dev == *own_) return open_covered(dir, name);
-  if (devices_.find(*dev) == Devices::kMost && is_latchfs(*dev)) return open_covered(dir, name);
+  const unsigned known = devices_.find(*dev);
+  if ((known == Devices::kMost || !devices_.is_held(known)) && is_latchfs(*dev)) {
+    return open_covered(dir, name);
+  }
   return fd;
 }
 
 Result<UniqueFd> MountPoints::open_covered(int dir, const char* name) const {
   const auto here = stat_of(dir);
   if (!here) return here.error();
-  const unsigned slot = devices_.find(here->st_dev);
-  if (slot != Devices::kMost && devices_.at(slot).has_handles()) {
+  const auto slot = devices_.slot_of(here->st_dev, dir);
+  if (const auto mount = slot ? devices_.mount(*slot) : nullptr) {
     const auto handle = FileHandle::ext_wildcard(listed_ino(dir, name));
-    auto fd =
-        handle ? handle->open(devices_.at(slot).mount.get()) : Result<UniqueFd>{handle.error()};
+    auto fd = handle ? handle->open(mount->get()) : Result<UniqueFd>{handle.error()};
     if (fd) return fd;
   }
   // Else only our own, if it is in this directory.

@@ -18,7 +18,7 @@ namespace latchfs::posix {
 
 class MountPoints {
  public:
-  explicit MountPoints(const Devices& devices) noexcept : devices_{devices} {}
+  explicit MountPoints(Devices& devices) noexcept : devices_{devices} {}
 
   // Before the first request: the daemon's own mount, and the directory it covers.
   void set_own(dev_t dev, UniqueFd covered) noexcept;
@@ -32,7 +32,7 @@ class MountPoints {
   [[nodiscard]] Result<UniqueFd> enter(int dir, const char* name) const;
   [[nodiscard]] Result<UniqueFd> open_covered(int dir, const char* name) const;
 
-  const Devices& devices_;
+  Devices& devices_;
   std::optional<dev_t> own_;
   UniqueFd covered_;
 };

@@ -61,16 +61,14 @@ std::string new_table_name() {
 // (docs/recovery.md). Ours has a name like no other, and no next user.
 void remove_table(const std::string& name) {
   std::error_code ignored;
-  std::string registry = "/run/latchfs";
-  if (::geteuid() != 0) {
-    const char* const runtime = std::getenv("XDG_RUNTIME_DIR");
-    registry = runtime != nullptr ? std::string{runtime} + "/latchfs"
-                                  : "/tmp/latchfs-" + std::to_string(::geteuid());
-  }
-  files::remove(registry + "/" + name + ".table", ignored);
+  const std::string users = "latchfs-" + std::to_string(::geteuid()) + ".";
+  files::remove("/run/latchfs/" + name + ".table", ignored);
   for (const auto& entry : files::directory_iterator{"/dev/shm", ignored}) {
-    if (entry.path().filename().string().rfind("latchfs-" + name + "-", 0) == 0) {
-      files::remove(entry.path(), ignored);
+    const std::string file = entry.path().filename().string();
+    if (file.rfind("latchfs-" + name + "-", 0) == 0) files::remove(entry.path(), ignored);
+    if (file.rfind(users, 0) == 0) {
+      files::remove(entry.path() / (name + ".table"), ignored);
+      files::remove(entry.path(), ignored);  // a directory with tables in it stays
     }
   }
 }

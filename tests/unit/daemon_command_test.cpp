@@ -46,7 +46,9 @@ class Command : public ::testing::Test {
   }
 
   void TearDown() override {
-    sh("umount -l " + q(mnt()) + " " + q(src()) + " 2>/dev/null");
+    // Some tests mount twice there.
+    const std::string all = "umount -l " + q(mnt()) + " " + q(src()) + " 2>/dev/null\n";
+    sh(all + all);
     fs::remove_all(dir_);
     fs::remove("/run/latchfs/" + table_ + ".table");
   }
@@ -135,6 +137,34 @@ TEST_F(Command, TakesTheUsualOptionsForReal) {
   }
 }
 
+// fusermount3 mounts then, and would have it nosuid and nodev.
+TEST_F(Command, AutoUnmountChangesNoOtherFlag) {
+  const Outcome got =
+      sh("for o in '' ,auto_unmount ,noexec,auto_unmount,nosuid; do\n"
+         "latchfs src mnt -o $T,noatime$o && findmnt -no VFS-OPTIONS mnt && umount mnt; done");
+  EXPECT_EQ(got.err, "");
+  EXPECT_EQ(got.out, "rw,noatime\nrw,noatime\nrw,nosuid,noexec,noatime\n");
+  EXPECT_TRUE(daemon_gone());
+}
+
+// What was visited and locked through the mount can be unmounted below it; a working directory in
+// it goes on being one after the daemon let go of it.
+TEST_F(Command, AFileSystemBelowSourceCanBeUnmountedWhenUnused) {
+  const Outcome got = sh(
+      "mkdir src/n; mount -t tmpfs nested src/n && echo x > src/n/file; latchfs src mnt -o $T\n"
+      "find mnt > /dev/null; flock mnt/n/file cat mnt/n/file\n"
+      "d=/proc/$(pgrep -f -- $T)/fd; dev=$(stat -c %d src/n)\n"
+      "holds() { for f in $d/*; do [ $(stat -Lc %d $f) != $dev ] || return 0; done; return 1; }\n"
+      "(cd mnt/n; n=0; while holds && [ $n -lt 200 ]; do n=$((n+1)); sleep 0.1; done; cat file\n"
+      " cd ..; n=0; until umount ../src/n 2>/dev/null || [ $n -ge 200 ]; do\n"
+      " n=$((n+1)); sleep 0.1; done)\n"
+      "ls mnt/n; umount src/n; umount mnt");
+  EXPECT_EQ(got.out, "x\nx\n") << got.err;
+  EXPECT_NE(got.err.find("src/n: not mounted"), std::string::npos) << got.err;
+  sh("umount -l src/n 2>/dev/null");
+  EXPECT_TRUE(daemon_gone());
+}
+
 TEST_F(Command, FusermountEndsIt) {
   ASSERT_EQ(sh("latchfs src mnt -o $T").status, 0);
   EXPECT_EQ(sh("fusermount3 -u mnt").status, 0);
@@ -160,6 +190,45 @@ TEST_F(Command, TermAndIntUnmountAndEndWithZero) {
   }
 }
 
+TEST_F(Command, StoppingLeavesWhatOthersMountedOverItAlone) {
+  const Outcome got =
+      sh("latchfs src mnt -f -o $T & pid=$!\n"
+         "until [ -e mnt/hello ]; do kill -0 $pid || exit 9; sleep 0.02; done\n"
+         "mount -t tmpfs over mnt && echo kept > mnt/file\n"
+         "kill $pid; wait $pid; echo $?; cat mnt/file; umount mnt; ls mnt; umount mnt; ls mnt");
+  EXPECT_EQ(got.out, "1\nkept\n") << got.err;
+  EXPECT_NE(got.err.find("mnt shows another mount than this one"), std::string::npos) << got.err;
+  EXPECT_NE(got.err.find("Transport endpoint is not connected"), std::string::npos) << got.err;
+  EXPECT_TRUE(daemon_gone());
+}
+
+TEST_F(Command, TwoOnOneMountpointEndEachItself) {
+  fs::create_directory(dir_ / "upper");
+  std::ofstream{dir_ / "upper/hello"} << "upper\n";
+  const Outcome got =
+      sh("latchfs src mnt -f -o $T & lower=$!\n"
+         "until [ -e mnt/hello ]; do kill -0 $lower || exit 9; sleep 0.02; done\n"
+         "latchfs upper mnt -o $T || exit 8\n"
+         "kill $lower; wait $lower; cat mnt/hello\n"
+         "kill $(pgrep -f -- upper.mnt.-o.$T)");
+  EXPECT_EQ(got.status, 0) << got.err;
+  EXPECT_EQ(got.out, "upper\n") << got.err;
+  EXPECT_TRUE(daemon_gone());
+  EXPECT_EQ(sh("findmnt -no SOURCE --mountpoint mnt").out, src().string() + "\n");
+  EXPECT_EQ(sh("umount mnt; findmnt -no SOURCE --mountpoint mnt").out, "");
+}
+
+TEST_F(Command, AMountThatWasDetachedTakesNothingElseWithIt) {
+  const Outcome got =
+      sh("latchfs src mnt -f -o $T & pid=$!\n"
+         "until [ -e mnt/hello ]; do kill -0 $pid || exit 9; sleep 0.02; done\n"
+         "exec 3< mnt/hello; umount -l mnt; mount -t tmpfs over mnt && echo kept > mnt/file\n"
+         "kill $pid; wait $pid; cat mnt/file; umount mnt");
+  EXPECT_EQ(got.status, 0) << got.err;
+  EXPECT_EQ(got.out, "kept\n");
+  EXPECT_TRUE(daemon_gone());
+}
+
 TEST_F(Command, TheDaemonKeepsNeitherTerminalNorDirectory) {
   // A pipe's reader sees the end only when nobody holds the other side.
   const Outcome got =
@@ -167,6 +236,38 @@ TEST_F(Command, TheDaemonKeepsNeitherTerminalNorDirectory) {
          "d=/proc/$(pgrep -f -- " +
          table_ + "); readlink $d/cwd $d/fd/0 $d/fd/2");
   EXPECT_EQ(got.out, "/\n/dev/null\n/dev/null\n");
+}
+
+// A descriptor of the daemon's own must not take the number of a stream the caller closed.
+TEST_F(Command, ClosedStandardStreamsAreFine) {
+  for (const char* closed : {"<&-", ">&-", "2>&-", "<&- >&- 2>&-"}) {
+    for (const char* kind : {"", "-f"}) {
+      const std::string line =
+          *kind == '\0'
+              ? std::string{"latchfs src mnt -o $T "} + closed + " || exit 9\n"
+              : std::string{"latchfs src mnt -f -o $T "} + closed +
+                    " & until [ -e mnt/hello ]; do kill -0 $! || exit 9; sleep 0.02; done\n";
+      const Outcome got = sh(line + "cat mnt/hello && echo x > mnt/new && cat src/new; umount mnt");
+      EXPECT_EQ(got.status, 0) << closed << kind << got.err;
+      EXPECT_EQ(got.out, "world\nx\n") << closed << kind;
+      EXPECT_TRUE(daemon_gone());
+      sh("umount -l mnt 2>/dev/null");
+    }
+  }
+}
+
+// The limit of the shell that mounts is not the users'; each of them has his own.
+TEST_F(Command, AnInheritedFileSizeLimitHoldsForNobody) {
+  const Outcome got =
+      sh("(ulimit -S -f 8; latchfs src mnt -o $T) || exit 9\n"
+         "head -c 200000 /dev/zero > mnt/large && stat -c %s src/large\n"
+         "(trap '' XFSZ; ulimit -f 8; head -c 200000 /dev/zero > mnt/small); stat -c %s src/small\n"
+         "cat mnt/hello; umount mnt");
+  EXPECT_EQ(got.status, 0) << got.err;
+  // ulimit -f counts blocks of 512 bytes in dash, of 1024 in bash.
+  EXPECT_TRUE(got.out == "200000\n4096\nworld\n" || got.out == "200000\n8192\nworld\n") << got.out;
+  EXPECT_NE(got.err.find("File too large"), std::string::npos) << got.err;
+  EXPECT_TRUE(daemon_gone());
 }
 
 // mount(8) looks for latchfs on a PATH of its own, which begins with /usr/local/sbin: there it is
@@ -204,26 +305,86 @@ TEST_F(MountCommand, WorksFromFstab) {
   EXPECT_TRUE(daemon_gone());
 }
 
+// What fstab lines carry from other file systems; mount(8) passes each of them on.
+TEST_F(MountCommand, TakesOrRefusesEveryMountFlagInOneLine) {
+  for (const char* option : {"nodiratime", "strictatime", "lazytime", "defaults,relatime"}) {
+    const Outcome got = sh_with_helper(std::string{"mount -t fuse.latchfs src mnt -o $T,"} +
+                                       option + " && cat mnt/hello; umount mnt");
+    EXPECT_EQ(got.out, "world\n") << option << got.err;
+    EXPECT_EQ(got.err, "") << option;
+    EXPECT_TRUE(daemon_gone());
+  }
+  const Outcome links = sh_with_helper(
+      "ln -s hello src/link; mount -t fuse.latchfs src mnt -o $T,nosymfollow,nodev,noatime\n"
+      "cat mnt/link; findmnt -no OPTIONS mnt; umount mnt");
+  EXPECT_EQ(links.out.rfind("rw,nodev,noatime,nosymfollow,", 0), 0u) << links.out;
+  EXPECT_EQ(links.err, "cat: mnt/link: Too many levels of symbolic links\n");
+  const Outcome again = sh_with_helper(
+      "mount -t fuse.latchfs src mnt -o $T; mount -o remount,ro mnt; cat mnt/hello; umount mnt");
+  EXPECT_EQ(again.out, "world\n");
+  EXPECT_EQ(again.err.rfind("latchfs: option 'remount' is not supported: ", 0), 0u) << again.err;
+  EXPECT_EQ(again.lines_of_err(), 1) << again.err;
+}
+
 TEST_F(MountCommand, AWrongOptionThroughMountIsSaid) {
   const Outcome got = sh_with_helper("mount -t fuse.latchfs src mnt -o $T,bogus");
   EXPECT_NE(got.status, 0);
   EXPECT_NE(got.err.find("latchfs: unknown option 'bogus'"), std::string::npos) << got.err;
 }
 
-// In a mount namespace with a /dev/fuse open to all, as distributions have it.
-TEST_F(Command, AnOrdinaryUserMountsHisOwnFiles) {
-  fs::create_directories(dir_ / "home/src");
-  fs::create_directories(dir_ / "home/mnt");
-  std::ofstream{dir_ / "user"} << "cd home || exit 1\n"
-                                  "latchfs src mnt -o table=u || exit 2\n"
-                                  "echo mine > mnt/file && cat src/file mnt/.locks/list\n"
-                                  "fusermount3 -u mnt\n";
-  const Outcome got =
-      sh("chown -R 65534:65534 home; mknod fuse c 10 229 && chmod 666 fuse\n"
-         "exec unshare --mount sh -c 'mount --bind fuse /dev/fuse && XDG_RUNTIME_DIR=$PWD/home "
-         "exec setpriv --reuid 65534 --regid 65534 --clear-groups sh ./user'");
+// An ordinary user's mounts, in a mount namespace with a /dev/fuse open to all, as distributions
+// have it.
+class UserCommand : public Command {
+ protected:
+  void SetUp() override {
+    Command::SetUp();
+    for (const char* sub : {"src", "mnt"}) fs::create_directories(dir_ / "home" / sub);
+    std::ofstream{dir_ / "home/src/file"} << "mine\n";
+    ASSERT_EQ(sh("chown -R 65534:65534 home; mknod fuse c 10 229 && chmod 666 fuse").status, 0);
+  }
+
+  // What a daemon that was not ended in order leaves.
+  void TearDown() override {
+    Command::TearDown();
+    for (const auto& entry : fs::directory_iterator{"/dev/shm"}) {
+      const std::string name = entry.path().filename().string();
+      std::error_code kept;
+      if (name.rfind("latchfs-" + table_ + "-", 0) == 0) fs::remove(entry.path(), kept);
+      if (name.rfind("latchfs-65534.", 0) != 0) continue;
+      fs::remove(entry.path() / (table_ + ".table"), kept);
+      fs::remove(entry.path(), kept);  // unless another test's table is in it
+    }
+  }
+
+  // A line of shell in his home.
+  [[nodiscard]] Outcome sh_as_user(const std::string& line) const {
+    std::ofstream{dir_ / "user"} << "cd home || exit 99\n" << line << "\n";
+    return sh(
+        "export T; exec unshare --mount sh -c 'mount --bind fuse /dev/fuse && "
+        "exec setpriv --reuid 65534 --regid 65534 --clear-groups sh ./user'");
+  }
+};
+
+TEST_F(UserCommand, MountsHisOwnFiles) {
+  const Outcome got = sh_as_user(
+      "latchfs src mnt -o $T || exit 2\n"
+      "echo more > mnt/new && cat src/new mnt/file mnt/.locks/list; fusermount3 -u mnt");
   EXPECT_EQ(got.status, 0) << got.err;
-  EXPECT_EQ(got.out.rfind("mine\n{\"grants\": [", 0), 0u) << got.out << got.err;
+  EXPECT_EQ(got.out.rfind("more\nmine\n{\"grants\": [", 0), 0u) << got.out << got.err;
+  EXPECT_TRUE(daemon_gone());
+}
+
+TEST_F(UserCommand, MountsADirectoryThatHeMayEnterButNotRead) {
+  fs::create_directories(dir_ / "his/sub");
+  std::ofstream{dir_ / "his/sub/file"} << "below\n";
+  fs::permissions(dir_ / "his", fs::perms{0711});
+  const Outcome got = sh_as_user(
+      "latchfs ../his mnt -o $T || exit 2\n"
+      "cat mnt/sub/file; ls mnt; fusermount3 -u mnt");
+  EXPECT_EQ(got.status, 0) << got.err;
+  EXPECT_EQ(got.out, "below\n");
+  EXPECT_NE(got.err.find("Permission denied"), std::string::npos) << got.err;
+  EXPECT_TRUE(daemon_gone());
 }
 
 }  // namespace

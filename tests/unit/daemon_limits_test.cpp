@@ -1,9 +1,11 @@
 #include <gtest/gtest.h>
 #include <linux/capability.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -45,6 +47,26 @@ TEST(Limits, OpenFilesReachTheHardLimitAtLeast) {
               ::getrlimit(RLIMIT_NOFILE, &after);
               if (after.rlim_cur != got) return 1;
               return got >= before.rlim_max ? 0 : 2;
+            }));
+}
+
+TEST(Limits, FileSizeHasNoLimitForRootAndKillsNobody) {
+  EXPECT_EQ(0, in_child([] {
+              const rlimit low{4096, 8192};
+              if (::setrlimit(RLIMIT_FSIZE, &low) != 0) return 1;
+              if (!drop_sys_resource()) return 2;
+              if (raise_file_size() != 8192) return 3;
+              rlimit after{};
+              ::getrlimit(RLIMIT_FSIZE, &after);
+              if (after.rlim_cur != 8192) return 4;
+              const int fd = ::memfd_create("limits", MFD_CLOEXEC);
+              return ::pwrite(fd, "x", 1, 8192) < 0 && errno == EFBIG ? 0 : 5;
+            }));
+  EXPECT_EQ(0, in_child([] {
+              const rlimit low{4096, 8192};
+              if (::setrlimit(RLIMIT_FSIZE, &low) != 0) return 1;
+              const bool may = holds_sys_resource();
+              return raise_file_size() == (may ? RLIM_INFINITY : 8192) ? 0 : 2;
             }));
 }
 

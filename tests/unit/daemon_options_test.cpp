@@ -14,7 +14,7 @@ Environment test_environment() {
             if (name == "staff") return 50;
             return std::nullopt;
           },
-          "build7", std::uint64_t{1} << 20, std::uint64_t{1} << 40};
+          "build7", std::uint64_t{1} << 20, std::uint64_t{1} << 40, true};
 }
 
 Options accept(const Args& args) {
@@ -101,6 +101,24 @@ TEST(Options, TakesTheUsualFuseOptions) {
   EXPECT_TRUE(accept_o("allow_root").allow_root);
 }
 
+TEST(Options, TimesAreTheBackingFileSystems) {
+  const Options o = accept_o(
+      "atime,relatime,norelatime,diratime,nodiratime,strictatime,nostrictatime,lazytime,"
+      "nolazytime,silent,loud,nomand,noiversion");
+  EXPECT_TRUE(o.mount_options.empty());
+}
+
+TEST(Options, NosymfollowIsForRoot) {
+  EXPECT_EQ(accept_o("nosymfollow").mount_options, (Args{"nosymfollow"}));
+  EXPECT_TRUE(accept_o("nosymfollow,symfollow").mount_options.empty());
+  Environment user = test_environment();
+  user.root = false;
+  const Parsed parsed = parse_options({"/src", "/mnt", "-o", "nosymfollow"}, user);
+  const auto* error = std::get_if<UsageError>(&parsed);
+  ASSERT_NE(error, nullptr);
+  EXPECT_EQ(error->message, "option 'nosymfollow' is root's: fusermount3 does not know it");
+}
+
 TEST(Options, TheLaterOfAPairWins) {
   EXPECT_EQ(accept_o("nodev,suid,dev,nosuid").mount_options, (Args{"dev", "nosuid"}));
   EXPECT_FALSE(accept_o("ro,rw").read_only);
@@ -126,6 +144,7 @@ TEST(Options, SaysWhatIsWrongInOneLine) {
   EXPECT_EQ(refusal_o("bogus"), "unknown option 'bogus'");
   EXPECT_EQ(refusal_o("bogus\\012x=1"), "unknown option 'bogus\\x0ax=1'");
   EXPECT_EQ(refusal_o("ro=1"), "unknown option 'ro=1'");
+  EXPECT_EQ(refusal_o("remount,ro").rfind("option 'remount' is not supported: ", 0), 0u);
   EXPECT_EQ(refusal_o("table_max"), "option 'table_max' needs a value");
   EXPECT_EQ(refusal_o("enforce=maybe"), "option 'enforce=maybe' must be advisory or mandatory");
   EXPECT_EQ(refusal_o("allow_other,allow_root"), "allow_other and allow_root exclude each other");

@@ -257,6 +257,52 @@ TEST_P(InodeTableTest, CrossesIntoOtherFileSystems) {
   EXPECT_EQ(::umount2(at("m").c_str(), MNT_DETACH), 0);
 }
 
+// A nested file system is not kept mounted by having been visited, nor lost by not being kept.
+TEST_P(InodeTableTest, NestedFileSystemsCanBeUnmountedAfterAWhile) {
+  if (!by_handle()) GTEST_SKIP() << "by name, nodes hold their descriptors until forgotten";
+  struct AllGone {
+    ~AllGone() {
+      // Beginning with those on top; for one that went in order: EINVAL.
+      for (const auto& path : paths) ::umount2(path.c_str(), MNT_DETACH);
+    }
+    std::vector<std::string> paths;
+  } gone{{at("elsewhere/deep"), at("elsewhere"), at("m/deep"), at("m")}};
+  const auto bind = [&](const char* from, const char* to) {
+    return ::mount(at(from).c_str(), at(to).c_str(), nullptr, MS_BIND, nullptr);
+  };
+  const auto unmount = [&](const char* name) {
+    for (int tries = 0; tries < 400; ++tries) {
+      if (::umount2(at(name).c_str(), 0) == 0) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds{50});
+    }
+    return false;
+  };
+  make_dir("m");
+  make_dir("elsewhere");
+  ASSERT_EQ(::mount("tmpfs", at("m").c_str(), "tmpfs", 0, "size=1m"), 0);
+  // Where "/" is shared, unmounting in one of the two places would do it in the other.
+  ASSERT_EQ(::mount(nullptr, at("m").c_str(), nullptr, MS_PRIVATE, nullptr), 0);
+  make_dir("m/deep");
+  ASSERT_EQ(::mount("tmpfs", at("m/deep").c_str(), "tmpfs", 0, "size=1m"), 0);
+  make_file("m/deep/f", "x");
+  const Entry m = look(1, "m");
+  const Entry deep = look(m.node, "deep");
+  const Entry f = look(deep.node, "f");
+  // Mounted twice, so that what is unmounted is still the same file system when it comes back.
+  ASSERT_EQ(bind("m", "elsewhere"), 0);
+  ASSERT_EQ(bind("m/deep", "elsewhere/deep"), 0);
+  ASSERT_TRUE(unmount("m/deep"));
+  EXPECT_EQ(table().pin(f.node).error(), errno_code(ESTALE));
+  ASSERT_EQ(bind("elsewhere/deep", "m/deep"), 0);
+  EXPECT_EQ(ino_through(f.node), f.id.ino) << "by the way it was entered";
+  ASSERT_TRUE(unmount("m/deep"));
+  ASSERT_EQ(bind("elsewhere/deep", "m/deep"), 0);
+  EXPECT_EQ(look(look(look(1, "m").node, "deep").node, "f").node, f.node) << "by its name";
+  ASSERT_TRUE(unmount("m/deep"));
+  ASSERT_TRUE(unmount("m"));
+  EXPECT_EQ(table().pin(m.node).error(), errno_code(ESTALE));
+}
+
 TEST_P(InodeTableTest, SeesTheDirectoryUnderItsOwnMount) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root to mount";
   make_dir("d");

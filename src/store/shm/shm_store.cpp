@@ -60,6 +60,8 @@ Result<std::unique_ptr<Region>> open_or_create(Registry& registry, const ShmStor
                 region.error().message());
     }
     Region::remove(name);
+  } else if (anybody_alive(registry)) {
+    return errno_code(ENOENT);
   }
   auto fresh = Registry::fresh_region_name(options.table);
   if (!fresh) return fresh.error();
@@ -75,6 +77,7 @@ ShmStore::ShmStore(std::unique_ptr<Region> region, Registry registry, const Opti
                    GrantSink& sink)
     : TableService{std::move(region), options.table, sink, options.max_locks_per_user},
       registry_{std::move(registry)},
+      table_{options.table},
       poke_{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)} {}
 
 std::string ShmStore::formats(const std::string& table) {
@@ -138,11 +141,8 @@ ShmStore::~ShmStore() {
   const auto locked = registry_.lock();
   h.mounts[backend_.slot()].id.store(0, std::memory_order_release);
   h.mount_count.fetch_sub(1);
-  bool last = locked.ok();
-  for (std::uint32_t i = 0; i < kMaxMounts && last; ++i) {
-    if (i != backend_.slot() && registry_.alive(i)) last = false;
-  }
-  if (last) {
+  registry_.let_go(backend_.slot());
+  if (locked && !anybody_alive(registry_)) {
     Region::remove(region_name_);
     registry_.remove();
   } else {
@@ -151,6 +151,10 @@ ShmStore::~ShmStore() {
     }
   }
   registry_.unlock();
+  if (!stand_in_ || !stand_in_->lock()) return;
+  stand_in_->let_go(backend_.slot());
+  if (!anybody_alive(*stand_in_)) stand_in_->remove();
+  stand_in_->unlock();
 }
 
 void ShmStore::start_threads() {
@@ -239,6 +243,46 @@ std::vector<UniqueFd> ShmStore::peers_alive() {
   return fds;
 }
 
+// Somebody took the registry file away under us. Who mounts next would find nothing, make a second
+// table, and both would grant the same lock. So the name is taken by a stand-in: a registry file
+// that says "in use" and leads to no memory, which whoever attaches is refused by (ENOENT). Nobody
+// can be let in by it: the living know each other by the file that has lost its name.
+void ShmStore::keep_the_name() {
+  if (stand_in_ ? stand_in_->named() : registry_.named()) return;
+  const Result<bool> kept = take_the_name();
+  if (name_lost_) return;
+  name_lost_ = true;
+  if (!kept) {
+    log::error("table {}: its name was removed and cannot be taken again ({}); end this mount",
+               table_, kept.error().message());
+  } else if (*kept) {
+    log::error("table {}: its name was removed; new mounts are refused until all that use it end",
+               table_);
+  } else {
+    log::error(
+        "table {}: its name was removed and a new table has it, whose locks are not seen here; end "
+        "this mount",
+        table_);
+  }
+}
+
+Result<bool> ShmStore::take_the_name() {
+  auto fresh = Registry::open(table_);
+  if (!fresh) return fresh.error();
+  if (const auto r = fresh->lock(); !r) return r.error();
+  const bool others = fresh->region_name() != region_name_ && anybody_alive(*fresh);
+  Result<void> taken;
+  if (!others) {
+    Region::remove(region_name_);
+    taken = fresh->set_region_name(region_name_);
+    if (taken) taken = fresh->claim(backend_.slot());
+  }
+  fresh->unlock();
+  if (!taken) return taken.error();
+  if (!others) stand_in_ = std::move(*fresh);
+  return !others;
+}
+
 // A peer's death wakes the poll; its byte in the registry, freed by the kernel, is the proof.
 void ShmStore::watch_loop() {
   while (!stopping_.load()) {
@@ -247,6 +291,7 @@ void ShmStore::watch_loop() {
     for (const UniqueFd& fd : peers) fds.push_back({fd.get(), POLLIN, 0});
     const bool was_dead = reap_the_dead();
     if (was_dead) continue;
+    keep_the_name();
     int timeout = kWatchIntervalMs;
     ::poll(fds.data(), fds.size(), timeout);
     std::uint64_t count = 0;

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -57,8 +58,15 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   bool reap_the_dead();
   void check_after_reaping();
   std::vector<UniqueFd> peers_alive();
+  void keep_the_name();
+  // False: a table in use has it.
+  Result<bool> take_the_name();
 
   shm::Registry registry_;
+  // The watcher's, and the destructor's after it: keep_the_name().
+  std::optional<shm::Registry> stand_in_;
+  bool name_lost_{};  // and said so
+  const std::string table_;
   std::string region_name_;
   std::atomic<bool> stopping_{false};
   UniqueFd poke_;  // eventfd: the set of mounts changed, or stop
