@@ -12,6 +12,14 @@ namespace {
 
 bool is_acl(std::string_view name) { return name.rfind("system.posix_acl_", 0) == 0; }
 
+// For the kernel's permission check a file system without ACLs is one whose files have none: any
+// other error than ENODATA refuses all but the owner (fs/fuse/acl.c __fuse_get_acl(); EOPNOTSUPP
+// counts as none only after an ENOSYS, which would hold for the whole mount). It asks for callers
+// of getxattr(2) the same way, so they hear ENODATA as well.
+std::error_code without_acl(std::error_code error, std::string_view name) {
+  return error == errno_code(EOPNOTSUPP) && is_acl(name) ? errno_code(ENODATA) : error;
+}
+
 // The size when size is 0, else the bytes if they fit.
 Result<void> reply_sized(Reply& reply, std::string_view value, std::size_t size) {
   if (size == 0) {
@@ -47,7 +55,7 @@ void op_getxattr(fuse_req_t req, fuse_ino_t node, const char* name, size_t size)
     if (!pin) return pin.error();
     std::string value(std::min<std::size_t>(size, XATTR_SIZE_MAX), '\0');
     const auto length = posix::get_xattr((*pin)->fd.get(), name, value.data(), value.size());
-    if (!length) return length.error();
+    if (!length) return without_acl(length.error(), name);
     if (size == 0) {
       reply.xattr_size(*length);
     } else {
