@@ -147,7 +147,7 @@ void op_readlink(fuse_req_t req, fuse_ino_t node) noexcept {
     if (control::is_control(node)) return errno_code(EINVAL);
     const auto pin = fs.inodes->pin(node);
     if (!pin) return pin.error();
-    const auto target = posix::read_link((*pin)->fd.get());
+    const auto target = posix::read_link((*pin)->fd.get(), caller_of(req));
     if (!target) return target.error();
     reply.link(target->c_str());
     return {};

@@ -8,6 +8,7 @@
 #include "fuse/control_ops.h"
 #include "fuse/file_system.h"
 #include "fuse/ops.h"
+#include "posix/credentials.h"
 #include "posix/file_io.h"
 #include "posix/sys.h"
 
@@ -56,11 +57,12 @@ Result<void> widen_to_end(IoRequest& io) {
 
 Result<void> do_read(Reply& reply, const OpenFile& file, std::size_t size, off_t offset) {
   if (size >= kSpliceFrom) {
+    if (auto r = posix::become_caller(file.opener); !r) return r;
     reply.file_data(file.fd.get(), size, offset);
     return {};
   }
   std::array<char, kSpliceFrom> buffer;
-  const auto got = posix::read_at(file.fd.get(), buffer.data(), size, offset);
+  const auto got = posix::read_at(file.fd.get(), buffer.data(), size, offset, file.opener);
   if (!got) return got.error();
   reply.bytes({buffer.data(), *got});
   return {};

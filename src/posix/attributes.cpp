@@ -104,11 +104,14 @@ Result<void> change_attributes(const FileRef& file, const AttrChange& change,
   return {};
 }
 
-Result<std::string> read_link(int path_fd) {
+Result<std::string> read_link(int path_fd, const Caller& caller) {
   std::string text(PATH_MAX, '\0');
-  const ssize_t n = ::readlinkat(path_fd, "", text.data(), text.size());
-  if (n < 0) return last_errno();
-  text.resize(static_cast<std::size_t>(n));
+  // Links of proc (exe, cwd) are read by who may.
+  const auto n = as_caller(caller, Groups::kOnDemand, [&]() -> long {
+    return ::readlinkat(path_fd, "", text.data(), text.size());
+  });
+  if (!n) return n.error();
+  text.resize(static_cast<std::size_t>(*n));
   return text;
 }
 

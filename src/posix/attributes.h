@@ -37,7 +37,7 @@ struct AttrChange {
 };
 Result<void> change_attributes(const FileRef& file, const AttrChange& change, const Caller& caller);
 
-[[nodiscard]] Result<std::string> read_link(int path_fd);
+[[nodiscard]] Result<std::string> read_link(int path_fd, const Caller& caller);
 [[nodiscard]] Result<struct statvfs> file_system_of(int path_fd);
 
 // Who owns a file may do with it what nfsd lets an owner do: he could change its mode first.

@@ -22,6 +22,10 @@ constexpr std::uint64_t kFileCaps = (1ULL << CAP_CHOWN) | (1ULL << CAP_DAC_OVERR
                                     (1ULL << CAP_DAC_READ_SEARCH) | (1ULL << CAP_FOWNER) |
                                     (1ULL << CAP_FSETID) | (1ULL << CAP_LINUX_IMMUTABLE) |
                                     (1ULL << CAP_MKNOD) | (1ULL << CAP_MAC_OVERRIDE);
+// What a thread needs to become somebody else; capset(2) and setfsuid(2) back to 0 need nothing
+// more. The rest of root's (CAP_SYS_PTRACE, CAP_SYS_ADMIN, ...) would act for the caller: file
+// systems like proc ask for it.
+constexpr std::uint64_t kChangeCaps = (1ULL << CAP_SETUID) | (1ULL << CAP_SETGID);
 
 // What the calling thread is.
 struct Self {
@@ -29,10 +33,11 @@ struct Self {
   bool own_fs{};      // CLONE_FS unshared
   bool knows_mask{};  // mask below is in force
   bool has_groups{};  // the caller's groups are set
-  bool has_caps{};    // the caller's capabilities are in force
   uid_t fsuid{};
   gid_t fsgid{};
   mode_t mask{};
+  CapData caps{};             // as found; nobody changes the permitted ones once threads run
+  std::uint64_t effective{};  // now
 };
 thread_local Self t_self;
 
@@ -46,14 +51,6 @@ bool get_caps(CapData& caps) noexcept {
   return ::syscall(SYS_capget, &head, caps.data()) == 0;
 }
 
-bool set_effective(const CapData& base, std::uint64_t effective) noexcept {
-  __user_cap_header_struct head{_LINUX_CAPABILITY_VERSION_3, 0};
-  CapData caps = base;
-  caps[0].effective = static_cast<std::uint32_t>(effective);
-  caps[1].effective = static_cast<std::uint32_t>(effective >> 32);
-  return ::syscall(SYS_capset, &head, caps.data()) == 0;
-}
-
 std::uint64_t effective_of(const CapData& caps) noexcept {
   return caps[0].effective | (static_cast<std::uint64_t>(caps[1].effective) << 32);
 }
@@ -62,10 +59,34 @@ std::uint64_t permitted_of(const CapData& caps) noexcept {
   return caps[0].permitted | (static_cast<std::uint64_t>(caps[1].permitted) << 32);
 }
 
+// A system call only where something changes.
+bool set_effective(std::uint64_t wanted) noexcept {
+  if (t_self.effective == wanted) return true;
+  __user_cap_header_struct head{_LINUX_CAPABILITY_VERSION_3, 0};
+  CapData caps = t_self.caps;
+  caps[0].effective = static_cast<std::uint32_t>(wanted);
+  caps[1].effective = static_cast<std::uint32_t>(wanted >> 32);
+  if (::syscall(SYS_capset, &head, caps.data()) != 0) return false;
+  t_self.effective = wanted;
+  return true;
+}
+
+// Of a thread that is the daemon, or acts for root: the kernel has checked what root may.
+std::uint64_t all_caps() noexcept { return permitted_of(t_self.caps); }
+
+// Of a thread that acts as this user, who brings nothing of his own.
+std::uint64_t caps_for(uid_t uid) noexcept {
+  return uid == 0 ? all_caps() : all_caps() & kChangeCaps;
+}
+
 // setfsuid() does not tell whether it worked: ask. (uid_t)-1 changes nothing.
 bool set_fsuid(uid_t uid) noexcept {
   ::syscall(SYS_setfsuid, uid);
-  return static_cast<uid_t>(::syscall(SYS_setfsuid, static_cast<uid_t>(-1))) == uid;
+  if (static_cast<uid_t>(::syscall(SYS_setfsuid, static_cast<uid_t>(-1))) != uid) return false;
+  if (t_self.fsuid == 0 && uid != 0) t_self.effective &= ~kFileCaps;
+  if (t_self.fsuid != 0 && uid == 0) t_self.effective |= all_caps() & kFileCaps;
+  t_self.fsuid = uid;
+  return true;
 }
 bool set_fsgid(gid_t gid) noexcept {
   ::syscall(SYS_setfsgid, gid);
@@ -76,9 +97,11 @@ bool set_fsgid(gid_t gid) noexcept {
 // the thread that made it was at that moment, any caller.
 bool prepare() noexcept {
   if (t_self.prepared) return true;
-  if (::syscall(SYS_setgroups, 0, nullptr) != 0) return false;
+  if (!get_caps(t_self.caps)) return false;
+  t_self.effective = effective_of(t_self.caps);
   t_self.fsuid = static_cast<uid_t>(::syscall(SYS_setfsuid, static_cast<uid_t>(-1)));
   t_self.fsgid = static_cast<gid_t>(::syscall(SYS_setfsgid, static_cast<gid_t>(-1)));
+  if (::syscall(SYS_setgroups, 0, nullptr) != 0) return false;
   t_self.prepared = true;
   return true;
 }
@@ -95,12 +118,11 @@ Groups groups_for(int fd) noexcept {
 void become_daemon() noexcept {
   if (!daemon_is_root()) return;
   if (!prepare()) log::error("cannot clear the supplementary groups");
-  if (t_self.fsuid == 0) return;
   // The group stays: with root's capabilities in force it decides nothing.
-  if (set_fsuid(0)) {
-    t_self.fsuid = 0;
-  } else {
+  if (t_self.fsuid != 0 && !set_fsuid(0)) {
     log::error("cannot return to uid 0: requests of others may be refused");
+  } else if (!set_effective(all_caps())) {
+    log::error("cannot take the capabilities back: requests of others may be refused");
   }
 }
 
@@ -116,6 +138,10 @@ Result<void> set_umask(mode_t mask) noexcept {
   return {};
 }
 
+Result<void> become_caller(const Caller& caller) noexcept {
+  return detail::become(caller, Groups::kOnDemand);
+}
+
 namespace detail {
 
 Result<void> become(const Caller& caller, Groups groups) noexcept {
@@ -125,37 +151,36 @@ Result<void> become(const Caller& caller, Groups groups) noexcept {
   }
   if (!prepare()) return last_errno();
   if (t_self.fsgid != caller.gid) {
-    // CAP_SETGID is not among what setfsuid() drops, so the order does not matter.
+    // CAP_SETGID is always in force, so the order does not matter.
     if (!set_fsgid(caller.gid)) return errno_code(EAGAIN);
     t_self.fsgid = caller.gid;
   }
-  if (t_self.fsuid != caller.uid) {
-    if (!set_fsuid(caller.uid)) return errno_code(EAGAIN);
-    t_self.fsuid = caller.uid;
-  }
-  if (groups == Groups::kNow) take_rest(caller);
-  return {};
+  if (t_self.fsuid != caller.uid && !set_fsuid(caller.uid)) return errno_code(EAGAIN);
+  if (!set_effective(caps_for(caller.uid))) return errno_code(EAGAIN);
+  if (groups == Groups::kOnDemand) return {};
+  return take_rest(caller).error();
 }
 
-bool take_rest(const Caller& caller) noexcept {
+Result<bool> take_rest(const Caller& caller) noexcept {
   if (!daemon_is_root()) return false;
+  const std::uint64_t before = t_self.effective;
+  // /proc hides processes (hidepid=) and their namespaces from who has no CAP_SYS_PTRACE.
+  if (!set_effective(all_caps())) return false;
+  Result<CallerStatus> status = errno_code(ENOMEM);
   try {
-    const auto status = status_of(caller);
-    if (!status) return false;
-    CapData caps{};
-    if (!get_caps(caps)) return false;
-    const std::uint64_t now = effective_of(caps);
-    const std::uint64_t theirs =
-        (now & ~kFileCaps) | (status->effective_caps & kFileCaps & permitted_of(caps));
-    if (theirs != now) t_self.has_caps = set_effective(caps, theirs);
-    if (!status->groups.empty()) {
-      t_self.has_groups =
-          ::syscall(SYS_setgroups, status->groups.size(), status->groups.data()) == 0;
-    }
+    status = status_of(caller);
   } catch (...) {
-    return false;  // out of memory: the refusal stands
+    // Out of memory: the refusal stands.
   }
-  return t_self.has_caps || t_self.has_groups;
+  const std::uint64_t theirs =
+      status ? all_caps() & (status->effective_caps | kChangeCaps) : before;
+  // Nothing may be done for him with those of the daemon.
+  if (!set_effective(theirs)) return errno_code(EAGAIN);
+  if (!status) return false;
+  if (!status->groups.empty()) {
+    t_self.has_groups = ::syscall(SYS_setgroups, status->groups.size(), status->groups.data()) == 0;
+  }
+  return theirs != before || t_self.has_groups;
 }
 
 void drop_rest() noexcept {
@@ -163,12 +188,7 @@ void drop_rest() noexcept {
     t_self.has_groups = false;
     if (::syscall(SYS_setgroups, 0, nullptr) != 0) t_self.prepared = false;
   }
-  if (!t_self.has_caps) return;
-  t_self.has_caps = false;
-  CapData caps{};
-  if (!get_caps(caps)) return;
-  const std::uint64_t others = effective_of(caps) & ~kFileCaps;
-  set_effective(caps, t_self.fsuid == 0 ? others | (permitted_of(caps) & kFileCaps) : others);
+  if (!set_effective(caps_for(t_self.fsuid))) t_self.prepared = false;
 }
 
 }  // namespace detail

@@ -6,6 +6,10 @@
 // change costs microseconds: code that needs the daemon's own rights says become_daemon() first,
 // code that needs the caller's says as_caller(). A forgotten become_daemon() fails closed (EACCES).
 //
+// A thread that acts for anybody but root has no capability in force but those it changes identity
+// with, and the caller's own where Groups calls for them: setfsuid(2) alone would leave it
+// CAP_SYS_PTRACE and all others that are not about files.
+//
 // A daemon that is not root acts as itself always; only the umask follows the caller.
 #pragma once
 
@@ -27,8 +31,12 @@ enum class Groups : std::uint8_t { kOnDemand, kNow };
 // What writing to this file, cutting it or changing its owner calls for.
 [[nodiscard]] Groups groups_for(int fd) noexcept;
 
-// The daemon itself: root's file capabilities are in force (open_by_handle_at, any lookup).
+// The daemon itself: its capabilities are in force (open_by_handle_at, any lookup).
 void become_daemon() noexcept;
+
+// The caller, by uid and gid, until something else is said: for calls on an open file that
+// as_caller() cannot wrap. EOVERFLOW as below.
+Result<void> become_caller(const Caller& caller) noexcept;
 
 // This thread's umask from now on; the first call unshares it from the other threads' (CLONE_FS).
 Result<void> set_umask(mode_t mask) noexcept;
@@ -37,7 +45,8 @@ namespace detail {
 // EOVERFLOW for ids that the daemon's user namespace does not know.
 Result<void> become(const Caller& caller, Groups groups) noexcept;
 // Takes on what the caller's thread has besides uid and gid. False: no more than there was.
-bool take_rest(const Caller& caller) noexcept;
+// EAGAIN: the thread must not act for him.
+Result<bool> take_rest(const Caller& caller) noexcept;
 void drop_rest() noexcept;
 }  // namespace detail
 
@@ -49,9 +58,11 @@ template <class Call>
   long value = call();
   int err = errno;
   const bool refused = value < 0 && (err == EACCES || err == EPERM);
-  if (refused && groups == Groups::kOnDemand && detail::take_rest(caller)) {
-    value = call();
-    err = errno;
+  if (refused && groups == Groups::kOnDemand) {
+    if (const auto more = detail::take_rest(caller); more && *more) {
+      value = call();
+      err = errno;
+    }
   }
   detail::drop_rest();
   if (value < 0) return errno_code(err);

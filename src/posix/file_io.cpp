@@ -42,7 +42,9 @@ Result<std::size_t> write_at(int fd, const char* data, std::size_t size, off_t o
   return static_cast<std::size_t>(*written);
 }
 
-Result<std::size_t> read_at(int fd, char* data, std::size_t size, off_t offset) {
+Result<std::size_t> read_at(int fd, char* data, std::size_t size, off_t offset,
+                            const Caller& opener) {
+  if (auto r = become_caller(opener); !r) return r.error();
   std::size_t total = 0;
   while (total < size) {
     const ssize_t n = ::pread(fd, data + total, size - total, offset + static_cast<off_t>(total));

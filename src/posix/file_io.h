@@ -16,8 +16,10 @@ namespace latchfs::posix {
 [[nodiscard]] Result<std::size_t> write_at(int fd, const char* data, std::size_t size, off_t offset,
                                            int flags, const Caller& caller);
 
-// Less than size only at the end of the file.
-[[nodiscard]] Result<std::size_t> read_at(int fd, char* data, std::size_t size, off_t offset);
+// Less than size only at the end of the file. As who opened it: files of proc show more to some
+// than to others when they are read.
+[[nodiscard]] Result<std::size_t> read_at(int fd, char* data, std::size_t size, off_t offset,
+                                          const Caller& opener);
 
 Result<void> allocate(int fd, int mode, off_t offset, off_t length, const Caller& caller);
 [[nodiscard]] Result<std::size_t> copy_range(int from, off_t from_offset, int to, off_t to_offset,

@@ -32,6 +32,7 @@ using test::TempDir;
 
 constexpr uid_t kUser = 61001;
 constexpr gid_t kGroup = 61001;
+constexpr gid_t kExtra = 61003;
 
 class FsRights : public testing::Test {
  protected:
@@ -80,6 +81,12 @@ std::string content(const std::string& path) {
     out.append(buffer, static_cast<std::size_t>(got));
   }
   return got < 0 ? std::strerror(errno) : out;
+}
+
+std::string link_text(const std::string& path) {
+  char text[4096];
+  const ssize_t got = readlink(path.c_str(), text, sizeof text);
+  return got < 0 ? std::strerror(errno) : std::string{text, static_cast<std::size_t>(got)};
 }
 
 // The names in a directory but for "." and "..", or why not.
@@ -154,6 +161,40 @@ TEST_F(FsRights, OrdinaryUsersOnAFileSystemWithoutAcls) {
                                0xff};
   EXPECT_EQ(errno_of(setxattr(file.c_str(), "system.posix_acl_access", acl, sizeof acl, 0)),
             EOPNOTSUPP);
+}
+
+TEST_F(FsRights, ProcBelowSourceTellsNobodyMoreThanProcDoes) {
+  MountFixture::Options options;
+  options.options = {"enforce=mandatory"};  // files of size 0 are read to their end
+  const MountFixture fixture{options};
+  ASSERT_EQ(mkdir((fixture.source() + "/proc").c_str(), 0755), 0);
+  const Mounted proc{nullptr, "/proc", fixture.source() + "/proc", MS_BIND};
+  ASSERT_TRUE(proc);
+  // This very process, which is root's.
+  const std::string self = "/proc/" + std::to_string(getpid());
+  const auto look = [&](const std::string& top) {
+    std::string all;
+    for (const char* name : {"/maps", "/environ", "/auxv", "/wchan"}) {
+      all += name + (": " + content(top + self + name)) + "\n";
+    }
+    for (const char* name : {"/exe", "/cwd", "/root", "/ns/user"}) {
+      all += name + (": " + link_text(top + self + name)) + "\n";
+    }
+    // Where its stack and its code are, is only for some, and decided when it is read.
+    const std::string stat = content(top + self + "/stat");
+    std::size_t at = stat.rfind(')');
+    for (int field = 2; field < 26 && at != std::string::npos; ++field) at = stat.find(' ', at + 1);
+    if (at != std::string::npos) all += "startcode: " + stat.substr(at, stat.find(' ', at + 1) - at);
+    return all;
+  };
+  // A worker that has acted for root must not be root for the next.
+  EXPECT_NE(content(fixture.mount() + self + "/maps").find("fs_rights"), std::string::npos);
+  const std::string native = told_by(kUser, kGroup, {}, [&] { return look(""); });
+  EXPECT_NE(native.find(std::strerror(EACCES)), std::string::npos);
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_EQ(told_by(kUser, kGroup, {}, [&] { return look(fixture.mount()); }), native);
+    EXPECT_NE(link_text(fixture.mount() + self + "/exe").find("fs_rights"), std::string::npos);
+  }
 }
 
 }  // namespace

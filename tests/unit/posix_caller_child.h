@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/caller.h"
+#include "posix/credentials.h"
 
 namespace latchfs::posix {
 
@@ -40,6 +41,7 @@ class CallerChild {
     ::close(ready[0]);
   }
   ~CallerChild() {
+    become_daemon();  // killing others' processes is not what a caller may
     ::kill(pid_, SIGKILL);
     ::waitpid(pid_, nullptr, 0);
   }

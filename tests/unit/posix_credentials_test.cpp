@@ -109,6 +109,56 @@ TEST_F(ActingAsCaller, HasHisCapabilitiesAndNoMore) {
   EXPECT_EQ(make_directory(d.get(), "b", 0777, plain_user.as_caller()).error(), errno_code(EACCES));
 }
 
+std::uint64_t effective_caps() {
+  __user_cap_header_struct head{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2]{};
+  if (::syscall(SYS_capget, &head, data) != 0) return 0;
+  return data[0].effective | (static_cast<std::uint64_t>(data[1].effective) << 32);
+}
+
+TEST_F(ActingAsCaller, LeavesTheDaemonsOtherCapabilitiesBehind) {
+  const auto in_force_for = [](const Caller& caller, Groups groups) {
+    std::uint64_t caps = 0;
+    EXPECT_TRUE(as_caller(caller, groups, [&]() -> long {
+      caps = effective_caps();
+      return 0;
+    }));
+    return caps;
+  };
+  become_daemon();
+  const std::uint64_t all = effective_caps();
+  ASSERT_NE(all & (1ULL << CAP_SYS_ADMIN), 0u);
+  constexpr std::uint64_t kChange = (1ULL << CAP_SETUID) | (1ULL << CAP_SETGID);
+  const CallerChild able{kUser, kGroup, {}, (1U << CAP_FOWNER) | (1U << CAP_SYS_PTRACE)};
+  const CallerChild weak_root{0, 0, {kExtra}, 1U << CAP_CHOWN};
+  ASSERT_TRUE(able.alive() && weak_root.alive());
+
+  EXPECT_EQ(in_force_for(plain(), Groups::kOnDemand), kChange);
+  EXPECT_EQ(effective_caps(), kChange);  // as what it stays until it is told otherwise
+  EXPECT_EQ(in_force_for(plain(), Groups::kNow), kChange);
+  EXPECT_EQ(in_force_for(able.as_caller(), Groups::kOnDemand), kChange);
+  EXPECT_EQ(in_force_for(able.as_caller(), Groups::kNow),
+            kChange | (1ULL << CAP_FOWNER) | (1ULL << CAP_SYS_PTRACE));
+  EXPECT_EQ(effective_caps(), kChange);
+  EXPECT_EQ(in_force_for({0, 0, ::getpid(), 0}, Groups::kOnDemand), all);
+  EXPECT_EQ(in_force_for(weak_root.as_caller(), Groups::kNow), kChange | (1ULL << CAP_CHOWN));
+  EXPECT_EQ(effective_caps(), all);
+
+  // Threads made by one that acts for somebody start with as little, and find back.
+  ASSERT_TRUE(become_caller(plain()));
+  std::uint64_t before = 0;
+  std::uint64_t after = 0;
+  std::thread{[&] {
+    before = effective_caps();
+    become_daemon();
+    after = effective_caps();
+  }}.join();
+  EXPECT_EQ(before, kChange);
+  EXPECT_EQ(after, all);
+  become_daemon();
+  EXPECT_EQ(effective_caps(), all);
+}
+
 TEST_F(ActingAsCaller, AWriteClearsSetIdBitsUnlessHeMayKeepThem) {
   const CallerChild user{kUser, kGroup, {}};
   const CallerChild able{kUser, kGroup, {}, 1U << CAP_FSETID};

@@ -20,7 +20,7 @@ class FilesTest : public Scratch {
   static Caller me() { return {::geteuid(), ::getegid(), ::getpid(), 022}; }
   static std::string content(int fd) {
     std::string text(100000, '\0');
-    const auto n = read_at(fd, text.data(), text.size(), 0);
+    const auto n = read_at(fd, text.data(), text.size(), 0, me());
     text.resize(n ? *n : 0);
     return text;
   }
@@ -147,7 +147,7 @@ TEST_F(FilesTest, SymlinksThemselvesAreChanged) {
   ASSERT_TRUE(change_attributes(file, change, me()));
   EXPECT_EQ(stat_at("l").st_mtim.tv_sec, 300);
   EXPECT_NE(stat_at("f").st_mtim.tv_sec, 300);
-  EXPECT_EQ(*read_link(link.get()), "f");
+  EXPECT_EQ(*read_link(link.get(), me()), "f");
   const UniqueFd here = dir();
   ASSERT_TRUE(make_link(link.get(), here.get(), "l2", me()));
   EXPECT_TRUE(S_ISLNK(stat_at("l2").st_mode));
