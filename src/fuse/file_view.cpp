@@ -44,9 +44,11 @@ Result<control::FileEntry> MountFileView::lookup(std::uint64_t parent, std::stri
   return control::FileEntry{found->node, found->id, found->attr};
 }
 
+// With all groups at once, not when refused without them: nothing else has checked this caller, and
+// a group may have less than the others (mode 0705, or an ACL).
 Result<UniqueFd> MountFileView::step_as(const Caller& caller, int dir, const char* name) {
   Result<UniqueFd> fd = errno_code(EACCES);
-  const auto done = posix::as_caller(caller, posix::Groups::kOnDemand, [&]() -> long {
+  const auto done = posix::as_caller(caller, posix::Groups::kNow, [&]() -> long {
     fd = inodes_.open_child(dir, name);
     if (fd) return 0;
     errno = fd.error().value();
@@ -74,7 +76,7 @@ Result<std::vector<control::FileName>> MountFileView::readdir(std::uint64_t node
                                                               const Caller& caller) {
   const auto pin = inodes_.pin(node);
   if (!pin) return pin.error();
-  const auto opened = posix::as_caller(caller, posix::Groups::kOnDemand, [&]() -> long {
+  const auto opened = posix::as_caller(caller, posix::Groups::kNow, [&]() -> long {
     return ::openat(posix::self_fds(), posix::FdName{(*pin)->fd.get()}.c_str(),
                     O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   });

@@ -127,7 +127,8 @@ bool is_owner(int fd, const Caller& caller) {
 }
 
 Result<void> check_access(int path_fd, int mask, const Caller& caller) {
-  return outcome(as_caller(caller, Groups::kOnDemand, [&]() -> long {
+  // kNow: being in the file's group may also mean less than being in none (mode 0604).
+  return outcome(as_caller(caller, Groups::kNow, [&]() -> long {
     // AT_EACCESS: with the ids just set, not the process's real ones.
     return ::syscall(SYS_faccessat2, path_fd, "", mask, AT_EACCESS | AT_EMPTY_PATH);
   }));

@@ -25,7 +25,8 @@ namespace latchfs::posix {
 // Supplementary groups and capabilities cost a read of /proc. kOnDemand tries with uid and gid
 // alone (root's uid: with root's capabilities, the kernel has checked his) and again with all if
 // that was refused. kNow is for calls that do different things to different callers when they
-// succeed: set-ID bits stay or go by groups and CAP_FSETID.
+// succeed: set-ID bits stay or go by groups and CAP_FSETID; and where the kernel has not checked
+// the caller before: a group may be denied what others have.
 enum class Groups : std::uint8_t { kOnDemand, kNow };
 
 // What writing to this file, cutting it or changing its owner calls for.

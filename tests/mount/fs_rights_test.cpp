@@ -155,10 +155,10 @@ TEST_F(FsRights, OrdinaryUsersOnAFileSystemWithoutAcls) {
   }
   EXPECT_EQ(errno_of(getxattr(file.c_str(), "user.x", nullptr, 0)), EOPNOTSUPP);
   // user::rw- group::r-- other::r--: what can be set is not kept back from who sets it.
-  const unsigned char acl[] = {2, 0, 0,    0,    1,    0,    6, 0, 0xff, 0xff, 0xff, 0xff, 2, 0, 7,
-                               0, 1, 0,    0,    0,    4,    0, 4, 0,    0xff, 0xff, 0xff, 0xff,
-                               16, 0, 7, 0, 0xff, 0xff, 0xff, 0xff, 32, 0, 4, 0, 0xff, 0xff, 0xff,
-                               0xff};
+  const unsigned char acl[] = {2,    0,    0,    0,    1,    0,    6,  0,    0xff, 0xff, 0xff,
+                               0xff, 2,    0,    7,    0,    1,    0,  0,    0,    4,    0,
+                               4,    0,    0xff, 0xff, 0xff, 0xff, 16, 0,    7,    0,    0xff,
+                               0xff, 0xff, 0xff, 32,   0,    4,    0,  0xff, 0xff, 0xff, 0xff};
   EXPECT_EQ(errno_of(setxattr(file.c_str(), "system.posix_acl_access", acl, sizeof acl, 0)),
             EOPNOTSUPP);
 }
@@ -184,7 +184,8 @@ TEST_F(FsRights, ProcBelowSourceTellsNobodyMoreThanProcDoes) {
     const std::string stat = content(top + self + "/stat");
     std::size_t at = stat.rfind(')');
     for (int field = 2; field < 26 && at != std::string::npos; ++field) at = stat.find(' ', at + 1);
-    if (at != std::string::npos) all += "startcode: " + stat.substr(at, stat.find(' ', at + 1) - at);
+    if (at != std::string::npos)
+      all += "startcode: " + stat.substr(at, stat.find(' ', at + 1) - at);
     return all;
   };
   // A worker that has acted for root must not be root for the next.
@@ -195,6 +196,43 @@ TEST_F(FsRights, ProcBelowSourceTellsNobodyMoreThanProcDoes) {
     ASSERT_EQ(told_by(kUser, kGroup, {}, [&] { return look(fixture.mount()); }), native);
     EXPECT_NE(link_text(fixture.mount() + self + "/exe").find("fs_rights"), std::string::npos);
   }
+}
+
+// An exclusive lock on all of a file, by this process.
+UniqueFd locked(const std::string& path) {
+  UniqueFd fd{open(path.c_str(), O_RDWR | O_CLOEXEC)};
+  struct flock all {};
+  all.l_type = F_WRLCK;
+  if (!fd || fcntl(fd.get(), F_SETLK, &all) != 0) return UniqueFd{};
+  return fd;
+}
+
+TEST_F(FsRights, WhatAGroupIsDeniedIsNotListedForIt) {
+  const MountFixture fixture;
+  const std::string& top = fixture.mount();
+  make(top + "/file", "x", 0604, kExtra);
+  ASSERT_EQ(mkdir((top + "/dir").c_str(), 0700), 0);
+  make(top + "/dir/below", "x", 0644);
+  ASSERT_EQ(chown((top + "/dir").c_str(), 0, kExtra), 0);
+  ASSERT_EQ(chmod((top + "/dir").c_str(), 0705), 0);
+  const UniqueFd file = locked(top + "/file");
+  const UniqueFd below = locked(top + "/dir/below");
+  ASSERT_TRUE(file && below);
+
+  const auto shown_to = [&](const std::vector<gid_t>& groups) {
+    return told_by(kUser, kGroup, groups, [&] {
+      std::string seen;
+      const std::string list = content(top + "/.locks/list");
+      for (const char* path : {"/file", "/dir/below"}) {
+        if (list.find('"' + std::string{path} + '"') != std::string::npos) seen += path;
+      }
+      return seen + " " + names_in(top + "/.locks/files/dir") +
+             content(top + "/.locks/list?ref=%2Fdir%2Fnone");
+    });
+  };
+  EXPECT_EQ(shown_to({}), "/file/dir/below below\n" + std::string{std::strerror(ENOENT)});
+  EXPECT_EQ(shown_to({kExtra}),
+            " " + std::string{std::strerror(EACCES)} + std::string{std::strerror(EACCES)});
 }
 
 }  // namespace
