@@ -25,7 +25,9 @@ MountFileView::MountFileView(posix::InodeTable& inodes, LockService& locks,
       locks_{locks},
       finder_{inodes.root()->fd.get(), inodes.root()->id},
       control_name_{std::move(control_name)},
-      admin_gid_{admin_gid} {}
+      admin_gid_{admin_gid},
+      own_{::geteuid()},
+      root_{own_ == 0} {}
 
 Result<control::FileEntry> MountFileView::lookup(std::uint64_t parent, std::string_view name,
                                                  const Caller& caller) {
@@ -136,6 +138,8 @@ Result<UniqueFd> MountFileView::walk(std::string_view path, const Caller& caller
 }
 
 Result<control::FileEntry> MountFileView::resolve(std::string_view path, const Caller& caller) {
+  // Whether there is such a file is not for everybody to know.
+  if (!can_act_as(caller) && !is_admin(caller)) return errno_code(EACCES);
   const auto fd = walk(path, caller);
   if (!fd) return fd.error();
   const auto st = posix::stat_of(fd->get());
@@ -172,6 +176,7 @@ control::Located MountFileView::locate(const Grant& grant) {
 }
 
 bool MountFileView::may_read(std::string_view path, FileId id, const Caller& caller) {
+  if (!can_act_as(caller)) return false;
   const auto fd = walk(path, caller);
   if (!fd) return false;
   const auto st = posix::stat_of(fd->get());

@@ -32,6 +32,9 @@ class MountFileView final : public control::FileView {
   bool is_admin(const Caller& caller) override;
 
  private:
+  // Can the kernel be asked what this caller may, by acting as him? A daemon that is an ordinary
+  // user's acts as its user always.
+  [[nodiscard]] bool can_act_as(const Caller& caller) const { return root_ || caller.uid == own_; }
   // An O_PATH descriptor of what the path names, walked as the caller.
   Result<UniqueFd> walk(std::string_view path, const Caller& caller);
   Result<UniqueFd> step_as(const Caller& caller, int dir, const char* name);
@@ -43,6 +46,8 @@ class MountFileView final : public control::FileView {
   posix::PathFinder finder_;
   const std::string control_name_;
   const std::optional<gid_t> admin_gid_;
+  const uid_t own_;
+  const bool root_;
 
   Mutex mu_;  // leaf
   // Mount numbers are never used again, so what was found stays right; a dead daemon's

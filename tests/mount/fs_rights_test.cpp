@@ -21,7 +21,9 @@
 
 #include "base/unique_fd.h"
 #include "support/fs_image.h"
+#include "support/fs_mount.h"
 #include "support/fs_stage.h"
+#include "support/fs_world.h"
 #include "support/mount_fixture.h"
 
 namespace latchfs::fsdiff {
@@ -33,6 +35,7 @@ using test::TempDir;
 constexpr uid_t kUser = 61001;
 constexpr gid_t kGroup = 61001;
 constexpr gid_t kExtra = 61003;
+constexpr uid_t kStranger = 61050;
 
 class FsRights : public testing::Test {
  protected:
@@ -233,6 +236,56 @@ TEST_F(FsRights, WhatAGroupIsDeniedIsNotListedForIt) {
   EXPECT_EQ(shown_to({}), "/file/dir/below below\n" + std::string{std::strerror(ENOENT)});
   EXPECT_EQ(shown_to({kExtra}),
             " " + std::string{std::strerror(EACCES)} + std::string{std::strerror(EACCES)});
+}
+
+TEST_F(FsRights, AnOrdinaryUsersMountShowsOthersOnlyTheirOwn) {
+  const TempDir place;
+  const std::string source = place.path() + "/src";
+  const std::string top = place.path() + "/mnt";
+  const Identity& owner = identity(1);
+  for (const std::string& dir : {source, top, source + "/priv"}) {
+    ASSERT_EQ(mkdir(dir.c_str(), 0755), 0);
+    ASSERT_EQ(chown(dir.c_str(), owner.uid, owner.gid), 0);
+  }
+  make(source + "/priv/secret", "x", 0600);
+  make(source + "/shared", "x", 0666);
+  ASSERT_EQ(chmod((source + "/priv").c_str(), 0700), 0);
+  ASSERT_EQ(chown((source + "/priv/secret").c_str(), owner.uid, owner.gid), 0);
+  const auto end = users_mounter(1)(source, top);
+
+  const std::string secret = told_by(owner.uid, owner.gid, {}, [&] {
+    const UniqueFd his = locked(top + "/priv/secret");
+    // A reader in between: his own user, and somebody else.
+    const auto list = [&] { return content(top + "/.locks/list"); };
+    const std::string seen = list();
+    return std::string{his ? "locked " : "not locked "} +
+           (seen.find("/priv/secret") != std::string::npos ? "seen" : seen);
+  });
+  EXPECT_EQ(secret, "locked seen");
+
+  std::string others;
+  {
+    const UniqueFd held = [&] {
+      const ActingAs him{owner};
+      return locked(top + "/priv/secret");
+    }();
+    ASSERT_TRUE(held);
+    others = told_by(kStranger, kStranger, {}, [&] {
+      const UniqueFd mine = locked(top + "/shared");
+      const std::string list = content(top + "/.locks/list");
+      std::string said = mine && list.find("\"uid\": 61050") != std::string::npos ? "mine " : list;
+      if (list.find("secret") != std::string::npos || list.find("61001") != std::string::npos) {
+        said += list;
+      }
+      for (const char* path : {"priv%2Fsecret", "priv%2Fnone", "none", "shared"}) {
+        said += content(top + "/.locks/list?ref=%2F" + path) + ".";
+      }
+      return said;
+    });
+  }
+  end();
+  const std::string refused = std::string{std::strerror(EACCES)} + ".";
+  EXPECT_EQ(others, "mine " + refused + refused + refused + refused);
 }
 
 }  // namespace
