@@ -27,6 +27,11 @@ inline constexpr std::uint64_t kControlBit = std::uint64_t{1} << 63;
 inline constexpr std::uint64_t kMirrorBit = std::uint64_t{1} << 62;
 inline constexpr std::uint64_t kTreeRoot = kControlBit | 1;
 [[nodiscard]] constexpr bool is_control(std::uint64_t node) { return (node & kControlBit) != 0; }
+// The mount's node that one below files/ mirrors; 0 for all others.
+[[nodiscard]] constexpr std::uint64_t mirrored_node(std::uint64_t node) {
+  constexpr std::uint64_t kBoth = kControlBit | kMirrorBit;
+  return (node & kBoth) == kBoth ? node & ~kBoth : 0;
+}
 
 struct Options {
   std::string mountpoint;  // absolute; a path that begins with it is accepted too

@@ -1,7 +1,9 @@
 // SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR. POSIX ACLs are system.posix_acl_*.
 #include <linux/limits.h>
+#include <sys/stat.h>
 
 #include <string>
+#include <string_view>
 
 #include "fuse/file_system.h"
 #include "fuse/ops.h"
@@ -9,6 +11,8 @@
 
 namespace latchfs::fuse {
 namespace {
+
+constexpr std::string_view kAccessAcl = "system.posix_acl_access";
 
 bool is_acl(std::string_view name) { return name.rfind("system.posix_acl_", 0) == 0; }
 
@@ -50,9 +54,16 @@ void op_setxattr(fuse_req_t req, fuse_ino_t node, const char* name, const char* 
 
 void op_getxattr(fuse_req_t req, fuse_ino_t node, const char* name, size_t size) noexcept {
   answer(req, [&](Reply& reply) -> Result<void> {
-    if (control::is_control(node)) return errno_code(is_acl(name) ? ENODATA : EOPNOTSUPP);
-    const auto pin = file_system(req).inodes->pin(node);
+    const bool control = control::is_control(node);
+    if (control && !is_acl(name)) return errno_code(EOPNOTSUPP);
+    const std::uint64_t of = control ? control::mirrored_node(node) : node;
+    if (of == 0) return errno_code(ENODATA);
+    const auto pin = file_system(req).inodes->pin(of);
     if (!pin) return pin.error();
+    // Below .locks/files a directory lets in whom it lets in in the mount; a file there has a mode
+    // of its own.
+    const bool counts = (*pin)->type == S_IFDIR && std::string_view{name} == kAccessAcl;
+    if (control && !counts) return errno_code(ENODATA);
     std::string value(std::min<std::size_t>(size, XATTR_SIZE_MAX), '\0');
     const auto length = posix::get_xattr((*pin)->fd.get(), name, value.data(), value.size());
     if (!length) return without_acl(length.error(), name);

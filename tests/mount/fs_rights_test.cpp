@@ -288,5 +288,49 @@ TEST_F(FsRights, AnOrdinaryUsersMountShowsOthersOnlyTheirOwn) {
   EXPECT_EQ(others, "mine " + refused + refused + refused + refused);
 }
 
+// user::rwx, one more user with rights of his own, group::---, mask::rwx, other::---.
+std::string acl_for(uid_t uid, unsigned char rights) {
+  std::string acl{"\2\0\0\0", 4};
+  const auto entry = [&acl](unsigned char tag, unsigned char perm, std::uint32_t id) {
+    for (const unsigned byte : {unsigned{tag}, 0U, unsigned{perm}, 0U})
+      acl += static_cast<char>(byte);
+    for (int shift = 0; shift < 32; shift += 8) acl += static_cast<char>(id >> shift & 0xff);
+  };
+  constexpr std::uint32_t kNone = 0xffffffff;
+  entry(1, 7, kNone);
+  entry(2, rights, uid);
+  entry(4, 0, kNone);
+  entry(16, 7, kNone);
+  entry(32, 0, kNone);
+  return acl;
+}
+
+TEST_F(FsRights, WhomAnAclLetsInFindsTheLocksOfTheDirectoryToo) {
+  const LoopImage image{8, ""};
+  MountFixture::Options options;
+  options.source = image.path();
+  const MountFixture fixture{options};
+  const std::string& top = fixture.mount();
+  ASSERT_EQ(mkdir((top + "/dir").c_str(), 0700), 0);
+  make(top + "/dir/file", "x", 0644);
+  const std::string acl = acl_for(kUser, 5);
+  ASSERT_EQ(setxattr((top + "/dir").c_str(), "system.posix_acl_access", acl.data(), acl.size(), 0),
+            0);
+  const UniqueFd held = locked(top + "/dir/file");
+  ASSERT_TRUE(held);
+
+  const auto look = [&] {
+    const std::string grants = content(top + "/.locks/files/dir/file");
+    return content(top + "/dir/file") + " " + names_in(top + "/.locks/files/dir") +
+           (grants.find("\"/dir/file\"") != std::string::npos ? "grant" : grants);
+  };
+  const std::string refused = std::strerror(EACCES);
+  EXPECT_EQ(told_by(kUser, kGroup, {}, look), "x file\ngrant");
+  EXPECT_EQ(told_by(kStranger, kStranger, {}, look), refused + " " + refused + refused);
+  // The tree's own nodes have none.
+  EXPECT_EQ(errno_of(getxattr((top + "/.locks").c_str(), "system.posix_acl_access", nullptr, 0)),
+            ENODATA);
+}
+
 }  // namespace
 }  // namespace latchfs::fsdiff
