@@ -9,7 +9,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "base/caller.h"
 #include "latchfs/result.h"
@@ -21,12 +20,6 @@ struct FileEntry {
   std::uint64_t node{};
   FileId id;
   struct stat attr {};
-};
-
-struct FileName {
-  std::string name;
-  std::uint64_t ino{};
-  mode_t type{};  // S_IFDIR, S_IFREG, …
 };
 
 // Where a grant's file is, seen from this mount.
@@ -47,9 +40,6 @@ class FileView {
   virtual void forget(std::uint64_t node, std::uint64_t count) noexcept = 0;
   // ESTALE if the node is not known.
   [[nodiscard]] virtual Result<FileEntry> getattr(std::uint64_t node) = 0;
-  // All names but "." and "..". As the caller.
-  [[nodiscard]] virtual Result<std::vector<FileName>> readdir(std::uint64_t node,
-                                                              const Caller&) = 0;
 
   // An absolute path ("/" is the mount's root) walked as the caller, no symlink followed anywhere
   // (ELOOP). Takes no reference: FileEntry::node is 0.

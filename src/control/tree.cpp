@@ -414,25 +414,11 @@ Result<NodeAttr> Tree::setattr(std::uint64_t node, const Change& change, const C
   return getattr(node, caller);
 }
 
-Result<std::vector<FileName>> Tree::readdir(std::uint64_t node, const Caller& caller) {
-  if (node == kTreeRoot) {
-    std::vector<FileName> names{{std::string{kFilesName}, kFilesNode, S_IFDIR}};
-    for (const FixedName& fixed : kFixed) {
-      names.push_back({std::string{fixed.name}, node_of(fixed.what), S_IFREG});
-    }
-    return names;
-  }
-  if (!is_mirror(node)) return errno_code(ENOTDIR);
-  auto names = impl_->context_.files().readdir(mirrored(node), caller);
-  if (!names) return names.error();
-  if (node == kFilesNode) {
-    const std::string& shadow = impl_->context_.options().name;
-    names->erase(std::remove_if(names->begin(), names->end(),
-                                [&shadow](const FileName& f) { return f.name == shadow; }),
-                 names->end());
-  }
-  for (FileName& name : *names) {
-    if (name.type != S_IFDIR) name.type = S_IFREG;
+Result<std::vector<FileName>> Tree::readdir(std::uint64_t node) {
+  if (node != kTreeRoot) return errno_code(ENOTDIR);
+  std::vector<FileName> names{{std::string{kFilesName}, kFilesNode, S_IFDIR}};
+  for (const FixedName& fixed : kFixed) {
+    names.push_back({std::string{fixed.name}, node_of(fixed.what), S_IFREG});
   }
   return names;
 }

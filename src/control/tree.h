@@ -48,6 +48,12 @@ struct NodeAttr {
   struct stat attr {};  // st_ino is the node number; st_size and st_mtim are truthful
 };
 
+struct FileName {
+  std::string name;
+  std::uint64_t ino{};
+  mode_t type{};  // S_IFDIR, S_IFREG
+};
+
 class Tree {
  public:
   Tree(LockService& locks, FileView& files, Options options);
@@ -67,8 +73,10 @@ class Tree {
     std::uint64_t new_size{};
   };
   Result<NodeAttr> setattr(std::uint64_t node, const Change&, const Caller&);
-  // Without "." and "..". Query names are listed nowhere.
-  Result<std::vector<FileName>> readdir(std::uint64_t node, const Caller&);
+  // Of the root alone, without "." and "..". Query names are listed nowhere. Directories below
+  // files/ are as large as the mount's: their names come from there (mirrored_node()), but for
+  // Options::name in files/ itself. ENOTDIR for all other nodes.
+  Result<std::vector<FileName>> readdir(std::uint64_t node);
 
   // flags: open(2)'s. EACCES for writing what cannot be written, EISDIR.
   Result<std::uint64_t> open(std::uint64_t node, int flags, const Caller&);

@@ -1,8 +1,11 @@
 #include "fuse/control_ops.h"
 
+#include <dirent.h>
+
 #include <cstring>
 
 #include "posix/credentials.h"
+#include "posix/sys.h"
 
 namespace latchfs::fuse::control_ops {
 namespace {
@@ -107,10 +110,20 @@ Result<void> release(FileSystem& fs, Reply& reply, std::uint64_t fh) {
 
 Result<void> opendir(FileSystem& fs, Reply& reply, std::uint64_t node, const fuse_file_info& info) {
   posix::become_daemon();
-  auto dir = std::make_shared<OpenDir>(UniqueFd{});
+  UniqueFd fd;
+  if (const std::uint64_t of = control::mirrored_node(node); of != 0) {
+    auto opened = fs.view.open_directory(of, caller_of(reply.request()));
+    if (!opened) return opened.error();
+    fd = std::move(*opened);
+  }
+  auto dir = std::make_shared<OpenDir>(std::move(fd));
   dir->node = node;
-  {
-    auto names = fs.tree.readdir(node, caller_of(reply.request()));
+  if (dir->fd() >= 0) {
+    const auto st = posix::stat_of(dir->fd());
+    if (!st) return st.error();
+    dir->dev = st->st_dev;
+  } else {
+    auto names = fs.tree.readdir(node);
     if (!names) return names.error();
     const MutexLock hold{dir->mu};
     dir->names = std::move(*names);
@@ -123,37 +136,70 @@ Result<void> opendir(FileSystem& fs, Reply& reply, std::uint64_t node, const fus
 
 namespace {
 
-Result<std::string> fill(FileSystem& fs, fuse_req_t req, OpenDir& dir, std::size_t size,
-                         off_t offset, bool plus) {
-  const MutexLock hold{dir.mu};
-  if (offset == 0) {
-    auto names = fs.tree.readdir(dir.node, caller_of(req));
-    if (!names) return names.error();
-    dir.names = std::move(*names);
-  }
-  std::string buffer(size, '\0');
-  std::size_t used = 0;
-  // Positions 0 and 1 are "." and "..".
-  for (auto at = static_cast<std::size_t>(offset); at < dir.names.size() + 2; ++at) {
-    const std::string dot = at == 0 ? "." : "..";
-    const std::string& name = at < 2 ? dot : dir.names[at - 2].name;
+// The answer to a READDIR or READDIRPLUS, filled until there is no room.
+class Names {
+ public:
+  Names(fuse_req_t req, std::size_t size, bool plus)
+      : req_{req}, plus_{plus}, buffer_(size, '\0') {}
+
+  // False: no room.
+  bool add(const char* name, std::uint64_t ino, mode_t type, off_t next) {
     struct stat st {};
-    st.st_ino = at < 2 ? dir.node : dir.names[at - 2].ino;
-    st.st_mode = at < 2 ? mode_t{S_IFDIR} : dir.names[at - 2].type;
-    const auto next = static_cast<off_t>(at + 1);
+    st.st_ino = ino;
+    st.st_mode = type;
     fuse_entry_param param;
     std::memset(&param, 0, sizeof param);  // node 0: a name only, to be looked up when wanted
     param.attr = st;
-    char* const to = buffer.data() + used;
-    const std::size_t room = buffer.size() - used;
-    const std::size_t need =
-        plus ? ::fuse_add_direntry_plus(req, to, room, name.c_str(), &param, next)
-             : ::fuse_add_direntry(req, to, room, name.c_str(), &st, next);
-    if (need > room) break;
-    used += need;
+    char* const to = buffer_.data() + used_;
+    const std::size_t room = buffer_.size() - used_;
+    const std::size_t need = plus_ ? ::fuse_add_direntry_plus(req_, to, room, name, &param, next)
+                                   : ::fuse_add_direntry(req_, to, room, name, &st, next);
+    if (need > room) return false;
+    used_ += need;
+    return true;
   }
-  buffer.resize(used);
-  return buffer;
+  [[nodiscard]] bool empty() const { return used_ == 0; }
+  [[nodiscard]] std::string_view data() const { return {buffer_.data(), used_}; }
+
+ private:
+  fuse_req_t req_;
+  const bool plus_;
+  std::string buffer_;
+  std::size_t used_{};
+};
+
+// Positions 0 and 1 are "." and "..".
+void fill_root(const OpenDir& dir, off_t offset, Names& to) REQUIRES(dir.mu) {
+  for (auto at = static_cast<std::size_t>(offset); at < dir.names.size() + 2; ++at) {
+    const auto next = static_cast<off_t>(at + 1);
+    const bool added = at < 2 ? to.add(at == 0 ? "." : "..", dir.node, S_IFDIR, next)
+                              : to.add(dir.names[at - 2].name.c_str(), dir.names[at - 2].ino,
+                                       dir.names[at - 2].type, next);
+    if (!added) return;
+  }
+}
+
+// The names of the directory mirrored, with its own cookies. What is no directory there shows here
+// as a file.
+Result<void> fill_mirror(FileSystem& fs, OpenDir& dir, std::size_t size, off_t offset, Names& to)
+    REQUIRES(dir.mu) {
+  if (auto r = dir.stream.seek(offset); !r) return r;
+  for (;;) {
+    const auto item = dir.stream.peek(size);
+    if (!item && to.empty()) return item.error();
+    if (!item || *item == nullptr) return {};
+    const std::string_view name{(*item)->name};
+    const bool dots = name == "." || name == "..";
+    // What the tree shadows in the mount it shadows here.
+    if (!fs.is_control_name(control::mirrored_node(dir.node), name)) {
+      const std::uint64_t ino = dots ? dir.node : fs.inodes->shown_ino(dir.dev, (*item)->ino);
+      const mode_t type = (*item)->type == DT_DIR       ? S_IFDIR
+                          : (*item)->type == DT_UNKNOWN ? 0
+                                                        : S_IFREG;
+      if (!to.add((*item)->name, ino, type, (*item)->next)) return {};
+    }
+    dir.stream.advance();
+  }
 }
 
 }  // namespace
@@ -161,9 +207,16 @@ Result<std::string> fill(FileSystem& fs, fuse_req_t req, OpenDir& dir, std::size
 Result<void> readdir(FileSystem& fs, Reply& reply, OpenDir& dir, std::size_t size, off_t offset,
                      bool plus) {
   posix::become_daemon();
-  const auto data = fill(fs, reply.request(), dir, size, offset, plus);
-  if (!data) return data.error();
-  reply.bytes(*data);
+  Names names{reply.request(), size, plus};
+  {
+    const MutexLock hold{dir.mu};
+    if (dir.fd() < 0) {
+      fill_root(dir, offset, names);
+    } else if (auto r = fill_mirror(fs, dir, size, offset, names); !r) {
+      return r;
+    }
+  }
+  reply.bytes(names.data());
   return {};
 }
 

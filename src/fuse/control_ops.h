@@ -20,7 +20,7 @@ Result<void> flush(FileSystem& fs, Reply& reply, std::uint64_t fh);
 Result<void> release(FileSystem& fs, Reply& reply, std::uint64_t fh);
 
 Result<void> opendir(FileSystem& fs, Reply& reply, std::uint64_t node, const fuse_file_info& info);
-// Fills from the tree's listing; offsets are positions in it, counted from the rewind.
+// Below files/ with the mirrored directory's own cookies; the root's offsets are positions.
 Result<void> readdir(FileSystem& fs, Reply& reply, OpenDir& dir, std::size_t size, off_t offset,
                      bool plus);
 

@@ -1,6 +1,5 @@
 #include "fuse/file_view.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -9,16 +8,9 @@
 #include "posix/attributes.h"
 #include "posix/caller_status.h"
 #include "posix/credentials.h"
-#include "posix/dir_stream.h"
 #include "posix/sys.h"
 
 namespace latchfs::fuse {
-namespace {
-
-mode_t type_of(unsigned char d_type) { return DTTOIF(d_type); }
-
-}  // namespace
-
 MountFileView::MountFileView(posix::InodeTable& inodes, LockService& locks,
                              std::string control_name, std::optional<gid_t> admin_gid)
     : inodes_{inodes},
@@ -74,8 +66,7 @@ Result<control::FileEntry> MountFileView::getattr(std::uint64_t node) {
   return entry;
 }
 
-Result<std::vector<control::FileName>> MountFileView::readdir(std::uint64_t node,
-                                                              const Caller& caller) {
+Result<UniqueFd> MountFileView::open_directory(std::uint64_t node, const Caller& caller) {
   const auto pin = inodes_.pin(node);
   if (!pin) return pin.error();
   const auto opened = posix::as_caller(caller, posix::Groups::kNow, [&]() -> long {
@@ -83,21 +74,7 @@ Result<std::vector<control::FileName>> MountFileView::readdir(std::uint64_t node
                     O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   });
   if (!opened) return opened.error();
-  posix::DirStream stream{UniqueFd{static_cast<int>(*opened)}};
-  std::vector<control::FileName> names;
-  for (;;) {
-    const auto item = stream.peek(32768);
-    if (!item) return item.error();
-    if (*item == nullptr) return names;
-    const std::string_view name{(*item)->name};
-    const bool hidden = node == kRootNode && name == control_name_;
-    if (name != "." && name != ".." && !hidden) {
-      names.push_back({std::string{name},
-                       inodes_.shown_ino(static_cast<dev_t>((*pin)->id.dev), (*item)->ino),
-                       type_of((*item)->type)});
-    }
-    stream.advance();
-  }
+  return UniqueFd{static_cast<int>(*opened)};
 }
 
 Result<UniqueFd> MountFileView::walk(std::string_view path, const Caller& caller) {

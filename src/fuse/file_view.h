@@ -25,11 +25,13 @@ class MountFileView final : public control::FileView {
                                     const Caller& caller) override;
   void forget(std::uint64_t node, std::uint64_t count) noexcept override;
   Result<control::FileEntry> getattr(std::uint64_t node) override;
-  Result<std::vector<control::FileName>> readdir(std::uint64_t node, const Caller& caller) override;
   Result<control::FileEntry> resolve(std::string_view path, const Caller& caller) override;
   control::Located locate(const Grant& grant) override;
   bool may_read(std::string_view path, FileId id, const Caller& caller) override;
   bool is_admin(const Caller& caller) override;
+
+  // To read its names; as the caller.
+  Result<UniqueFd> open_directory(std::uint64_t node, const Caller& caller);
 
  private:
   // Can the kernel be asked what this caller may, by acting as him? A daemon that is an ordinary

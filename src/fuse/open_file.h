@@ -12,7 +12,7 @@
 #include "base/caller.h"
 #include "base/mutex.h"
 #include "base/unique_fd.h"
-#include "control/file_view.h"
+#include "control/tree.h"
 #include "fuse/lock_data.h"
 #include "latchfs/types.h"
 #include "posix/dir_stream.h"
@@ -41,14 +41,14 @@ using OpenFilePtr = std::shared_ptr<OpenFile>;
 struct OpenDir {
   explicit OpenDir(UniqueFd fd) : stream{std::move(fd)}, raw_fd_{stream.fd()} {}
 
-  // The stream's: it never changes. -1 in the control tree.
+  // The stream's: it never changes. -1 for the control tree's root.
   [[nodiscard]] int fd() const noexcept { return raw_fd_; }
 
   std::uint64_t node{};
   dev_t dev{};
   Mutex mu;  // held across getdents64 and lookups: requests on one directory take turns
   posix::DirStream stream GUARDED_BY(mu);
-  // In the control tree: the listing of the last rewind.
+  // Of the control tree's root.
   std::vector<control::FileName> names GUARDED_BY(mu);
 
  private:

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -330,6 +331,58 @@ TEST_F(FsRights, WhomAnAclLetsInFindsTheLocksOfTheDirectoryToo) {
   // The tree's own nodes have none.
   EXPECT_EQ(errno_of(getxattr((top + "/.locks").c_str(), "system.posix_acl_access", nullptr, 0)),
             ENODATA);
+}
+
+// Resident memory of a process in KiB.
+long memory_of(pid_t pid) {
+  const std::string status = content("/proc/" + std::to_string(pid) + "/status");
+  const auto at = status.find("VmRSS:");
+  return at == std::string::npos ? -1 : std::atol(status.c_str() + at + 6);
+}
+
+TEST_F(FsRights, OpenDirectoriesBelowFilesCostTheDaemonNoCopies) {
+  const MountFixture fixture;
+  const std::string control = fixture.mount() + "/.locks/files";
+  ASSERT_EQ(mkdir((fixture.source() + "/.locks").c_str(), 0755), 0);
+  ASSERT_EQ(mkdir((fixture.source() + "/dir").c_str(), 0755), 0);
+  for (int i = 0; i < 5000; ++i) {
+    const std::string name = fixture.source() + "/dir/" + std::string(100, 'x') + std::to_string(i);
+    ASSERT_EQ(mknod(name.c_str(), S_IFIFO | 0644, 0), 0);
+  }
+  ASSERT_EQ(symlink("dir", (fixture.source() + "/link").c_str()), 0);
+  EXPECT_EQ(names_in(control), "dir\nlink\n");  // without what .locks hides
+  EXPECT_EQ(names_in(control + "/dir"), names_in(fixture.source() + "/dir"));
+  EXPECT_EQ(names_in(control + "/link"), std::strerror(ENOTDIR));
+
+  const long before = memory_of(fixture.daemon());
+  const long grown = std::stol(told_by(kUser, kGroup, {}, [&] {
+    std::vector<UniqueFd> open_dirs;
+    for (int i = 0; i < 100; ++i) {
+      open_dirs.emplace_back(open((control + "/dir").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+      if (!open_dirs.back()) return std::string{"-1"};
+    }
+    return std::to_string(memory_of(fixture.daemon()) - before);
+  }));
+  EXPECT_GE(grown, 0);
+  EXPECT_LT(grown, 16 << 10);
+
+  // A directory that is rewound shows what came since; one that is closed to the user is.
+  const std::unique_ptr<DIR, int (*)(DIR*)> root{opendir(control.c_str()), closedir};
+  ASSERT_TRUE(root);
+  int types[2] = {};
+  for (const dirent* d = nullptr; (d = readdir(root.get())) != nullptr;) {
+    ASSERT_TRUE(d->d_type == DT_DIR || d->d_type == DT_REG) << d->d_name;
+    ++types[d->d_type == DT_DIR ? 0 : 1];
+  }
+  EXPECT_EQ(types[0], 3);
+  EXPECT_EQ(types[1], 1);
+  ASSERT_EQ(mkdir((fixture.source() + "/later").c_str(), 0700), 0);
+  rewinddir(root.get());
+  bool later = false;
+  while (const dirent* d = readdir(root.get())) later = later || d->d_name == std::string{"later"};
+  EXPECT_TRUE(later);
+  EXPECT_EQ(told_by(kUser, kGroup, {}, [&] { return names_in(control + "/later"); }),
+            std::strerror(EACCES));
 }
 
 }  // namespace

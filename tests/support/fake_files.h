@@ -102,22 +102,6 @@ class FakeFiles final : public control::FileView {
     if (found == files_.end()) return errno_code(ESTALE);
     return found->second.entry;
   }
-  Result<std::vector<control::FileName>> readdir(std::uint64_t node,
-                                                 const Caller& caller) override {
-    const std::lock_guard lock{mu_};
-    const auto found = files_.find(node);
-    if (found == files_.end()) return errno_code(ESTALE);
-    const File& dir = found->second;
-    if (!S_ISDIR(dir.entry.attr.st_mode)) return errno_code(ENOTDIR);
-    if (!allowed(dir, caller, 4)) return errno_code(EACCES);
-    std::vector<control::FileName> names;
-    for (const auto& [number, file] : files_) {
-      if (file.path == "/" || parent_of(file.path) != dir.path) continue;
-      names.push_back({file.path.substr(file.path.rfind('/') + 1), file.entry.id.ino,
-                       file.entry.attr.st_mode & S_IFMT});
-    }
-    return names;
-  }
   Result<control::FileEntry> resolve(std::string_view path, const Caller& caller) override {
     const std::lock_guard lock{mu_};
     std::string walked = "/";
