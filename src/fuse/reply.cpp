@@ -1,10 +1,27 @@
 #include "fuse/reply.h"
 
+#include <atomic>
+#include <cstdint>
 #include <cstring>
 
+#include "base/clock.h"
 #include "base/log.h"
 
 namespace latchfs::fuse {
+
+namespace {
+
+// At most once a minute.
+void note_no_descriptors() noexcept {
+  constexpr std::int64_t kMinute = 60'000'000'000;
+  static std::atomic<std::int64_t> last{-kMinute};
+  const std::int64_t now = monotonic_ns();
+  std::int64_t was = last.load(std::memory_order_relaxed);
+  if (now - was < kMinute || !last.compare_exchange_strong(was, now)) return;
+  log::error("out of file descriptors (RLIMIT_NOFILE): who opens a file gets ENFILE");
+}
+
+}  // namespace
 
 Reply::~Reply() {
   if (req_ == nullptr) return;
@@ -18,6 +35,11 @@ void Reply::error(std::error_code error) noexcept {
   int err = error.category() == std::generic_category() ? error.value() : EIO;
   if (err <= 0) err = EIO;
   if (err == ENOSYS) err = EOPNOTSUPP;
+  // The daemon's own limit, which the mount's users share: not that of the process that asked.
+  if (err == EMFILE) {
+    err = ENFILE;
+    note_no_descriptors();
+  }
   ::fuse_reply_err(req, err);
 }
 

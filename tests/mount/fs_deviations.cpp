@@ -49,6 +49,10 @@ bool runs_what_is_written(const Op& op, const Outcome& native, const Outcome&) {
   return op.call == Call::kExec && native.err == ETXTBSY;
 }
 
+bool runs_what_it_may_not_read(const Op& op, const Outcome& native, const Outcome& ours) {
+  return op.call == Call::kExec && (native.err == 0 || native.err == ETXTBSY) && ours.err == EACCES;
+}
+
 bool both_refuse(const Op&, const Outcome& native, const Outcome& ours) {
   return native.err == EPERM && ours.err == EACCES;
 }
@@ -147,6 +151,17 @@ const std::vector<Deviation>& deviations_between_mounts() {
         {"rename: ESTALE for a directory that was moved through another mount and not "
          "looked at since",
          "fs/dcache.c: __d_unalias(), s_vfs_rename_mutex", nullptr, nullptr});
+    return rows;
+  }();
+  return table;
+}
+
+const std::vector<Deviation>& deviations_of_a_users_mount() {
+  static const std::vector<Deviation> table = [] {
+    auto rows = deviations();
+    rows.push_back({"exec: of a program that its user may run and not read, EACCES",
+                    "our choice: the daemon, who is that user, reads it for the kernel", nullptr,
+                    runs_what_it_may_not_read});
     return rows;
   }();
   return table;

@@ -10,6 +10,8 @@
 namespace latchfs::fsdiff {
 
 [[nodiscard]] const std::vector<Deviation>& deviations();
+// An ordinary user's mount, used by that user.
+[[nodiscard]] const std::vector<Deviation>& deviations_of_a_users_mount();
 // The same where nothing is preallocated, so that holes can be compared.
 [[nodiscard]] const std::vector<Deviation>& deviations_without_preallocation();
 // The same where files are made immutable and append-only.

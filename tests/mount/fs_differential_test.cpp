@@ -101,6 +101,7 @@ TEST_F(FsDifferential, UsersMountEqualsNative) {
   Plan p = plan();
   p.mounter = users_mounter(1);
   p.sole_actor = 1;
+  p.deviations = &deviations_of_a_users_mount();
   agree(p);
 }
 
