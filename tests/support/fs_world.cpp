@@ -160,10 +160,12 @@ std::int64_t StepClock::end() {
 }
 
 std::string StepClock::name(const timespec& time) const {
-  const std::int64_t t = std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+  // (A time that a step gave, far from now: it may not fit either.)
+  const bool ours = time.tv_sec > 0 && time.tv_sec < 4'000'000'000;
+  const std::int64_t t = ours ? std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec : 0;
   auto after = std::upper_bound(spans_.begin(), spans_.end(), t,
                                 [](std::int64_t v, const auto& span) { return v < span.first; });
-  if (time.tv_sec < 4'000'000'000 && after != spans_.begin()) {
+  if (ours && after != spans_.begin()) {
     const auto& span = *std::prev(after);
     if (t <= span.second || span.second == 0) {
       return "step " + std::to_string(std::prev(after) - spans_.begin());
