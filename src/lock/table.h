@@ -39,6 +39,7 @@ struct Effects {
   };
   std::vector<Finished> finished;   // waiters of this mount that are over
   std::vector<std::uint64_t> ring;  // other mounts with waiters on the ready list
+  std::uint64_t ready_shards{};     // the store's: where those are
   std::vector<Recheck> recheck;     // POSIX waiters whose blocker changed: deadlock again?
   std::vector<std::pair<std::uint32_t, std::int64_t>> uid_delta;  // grants and waiters by uid
   bool changed{};                                                 // something a listing shows
@@ -57,6 +58,7 @@ struct Effects {
   void clear() {
     finished.clear();
     ring.clear();
+    ready_shards = 0;
     recheck.clear();
     uid_delta.clear();
     changed = false;

@@ -135,9 +135,7 @@ void ShmBackend::outside(const lock::Effects& fx) noexcept {
   }
   if (fx.ring.empty()) return;
   // Found by whoever reaps this process if it dies before ringing: the reaper rings all.
-  for (std::uint32_t i = 0; i < kShardCount; ++i) {
-    if (region_->shard(i).root.ready != 0) h.ready_shards.fetch_or(std::uint64_t{1} << i);
-  }
+  h.ready_shards.fetch_or(fx.ready_shards);
   for (const std::uint64_t id : fx.ring) {
     for (MountSlot& slot : h.mounts) {
       if (slot.id.load(std::memory_order_acquire) == id) ring(slot);

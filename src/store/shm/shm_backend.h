@@ -67,7 +67,7 @@ class ShmBackend {
     return with_growth(i, fx, [&](lock::Effects& effects) {
       if (const auto ec = lock_shard(i, effects)) return ec;
       const auto ec = run(i, effects, [&](Table& table) { fn(table); });
-      region_->shard(i).mu.unlock();
+      unlock_shard(i, effects);
       return ec;
     });
   }
@@ -84,7 +84,7 @@ class ShmBackend {
           fn(table, [&](std::uint32_t i) { return View{*this, i, effects}; });
         });
       }
-      while (held-- > 0) region_->shard(held).mu.unlock();
+      while (held-- > 0) unlock_shard(held, effects);
       return ec;
     });
   }
@@ -101,6 +101,12 @@ class ShmBackend {
   void forget_ready(std::uint32_t i);
 
  private:
+  void unlock_shard(std::uint32_t i, lock::Effects& fx) {
+    Shard& shard = region_->shard(i);
+    if (!fx.ring.empty() && shard.root.ready != 0) fx.ready_shards |= std::uint64_t{1} << i;
+    shard.mu.unlock();
+  }
+
   // A table to read another shard through, while all are locked.
   class View {
    public:
