@@ -80,7 +80,7 @@ Result<std::unique_ptr<Region>> Region::create(const std::string& name, std::uin
     h.changed_at.store(h.created_at);
     // Owner ids must not come back in a later table: they carry the mount's number.
     h.next_mount_id.store(static_cast<std::uint64_t>(h.created_at / 1'000'000'000) << 20);
-    h.frontier = kCellsAt;
+    h.frontier.store(kCellsAt);
     int err = h.grow_mu.init();
     for (std::uint32_t i = 0; i < kShardCount && err == 0; ++i) err = region->shard(i).mu.init();
     if (err != 0) {
@@ -144,7 +144,7 @@ Result<std::uint64_t> Region::take_chunk() {
   // A dead holder left the frontier old or new, both right: at worst committed memory that the
   // next one commits again.
   if (how == RobustMutex::Locked::kOwnerDied) h.grow_mu.mark_consistent();
-  const std::uint64_t offset = h.frontier;
+  const std::uint64_t offset = h.frontier.load();
   std::error_code ec;
   if (offset + kChunkBytes > bytes()) {
     ec = errno_code(ENOSPC);
@@ -152,7 +152,7 @@ Result<std::uint64_t> Region::take_chunk() {
     ec = r.error();
   } else {
     fault_point("shm.grow");
-    h.frontier = offset + kChunkBytes;
+    h.frontier.store(offset + kChunkBytes);
   }
   h.grow_mu.unlock();
   if (ec) return ec;

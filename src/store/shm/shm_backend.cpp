@@ -61,7 +61,7 @@ bool ShmBackend::grow(std::uint32_t i, lock::Effects& fx) {
       std::int64_t last = last_complaint_.load(std::memory_order_relaxed);
       if (now - last > 1'000'000'000 && last_complaint_.compare_exchange_strong(last, now)) {
         log::error("table {} cannot grow beyond {} bytes ({}): ENOLCK", table_,
-                   region_->header().frontier, chunk.error().message());
+                   region_->header().frontier.load(), chunk.error().message());
       }
       return false;
     }
@@ -165,7 +165,7 @@ Result<TableStats> ShmBackend::stats() {
   out.table = table_;
   out.format = h.format;
   out.bytes_max = h.region_bytes;
-  out.bytes_committed = h.frontier;
+  out.bytes_committed = h.frontier.load();
   out.changed_at_ns = h.changed_at.load(std::memory_order_relaxed);
   std::uint64_t free_bytes = 0;
   std::uint64_t cells = 0;
