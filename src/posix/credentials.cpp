@@ -166,19 +166,23 @@ Result<bool> take_rest(const Caller& caller) noexcept {
   const std::uint64_t before = t_self.effective;
   // /proc hides processes (hidepid=) and their namespaces from who has no CAP_SYS_PTRACE.
   if (!set_effective(all_caps())) return false;
-  Result<CallerStatus> status = errno_code(ENOMEM);
+  bool known = false;
+  std::uint64_t theirs = before;
+  std::vector<gid_t> groups;
   try {
-    status = status_of(caller);
+    if (auto status = status_of(caller)) {
+      known = true;
+      theirs = all_caps() & (status->effective_caps | kChangeCaps);
+      groups = std::move(status->groups);
+    }
   } catch (...) {
     // Out of memory: the refusal stands.
   }
-  const std::uint64_t theirs =
-      status ? all_caps() & (status->effective_caps | kChangeCaps) : before;
   // Nothing may be done for him with those of the daemon.
   if (!set_effective(theirs)) return errno_code(EAGAIN);
-  if (!status) return false;
-  if (!status->groups.empty()) {
-    t_self.has_groups = ::syscall(SYS_setgroups, status->groups.size(), status->groups.data()) == 0;
+  if (!known) return false;
+  if (!groups.empty()) {
+    t_self.has_groups = ::syscall(SYS_setgroups, groups.size(), groups.data()) == 0;
   }
   return theirs != before || t_self.has_groups;
 }

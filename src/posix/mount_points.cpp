@@ -1,6 +1,7 @@
 #include "posix/mount_points.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <linux/openat2.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -21,8 +22,7 @@ namespace {
 
 // proc(5), mountinfo: "ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAGS] - TYPE SOURCE OPTIONS".
 bool is_latchfs(dev_t dev) {
-  const std::string device =
-      " " + std::to_string(major(dev)) + ":" + std::to_string(minor(dev)) + " ";
+  const std::string device = fmt::format(" {}:{} ", major(dev), minor(dev));
   std::ifstream mounts{"/proc/self/mountinfo"};
   for (std::string line; std::getline(mounts, line);) {
     const auto dash = line.find(" - ");
