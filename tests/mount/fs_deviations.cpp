@@ -49,6 +49,12 @@ bool runs_what_is_written(const Op& op, const Outcome& native, const Outcome&) {
   return op.call == Call::kExec && native.err == ETXTBSY;
 }
 
+bool holds_only_the_name_of_what_is_gone(const Op& op, const Outcome& native, const Outcome& ours) {
+  if (ours.err != ESTALE) return false;
+  return (op.call == Call::kFstat && native.has_stat && native.st.st_nlink == 0) ||
+         (op.call == Call::kLinkFd && native.err == ENOENT);
+}
+
 bool sets_flags(const Op& op) { return op.call == Call::kSetflags; }
 
 bool runs_what_it_may_not_read(const Op& op, const Outcome& native, const Outcome& ours) {
@@ -102,6 +108,10 @@ std::vector<Deviation> common() {
        "fs/fuse/ioctl.c: fuse_priv_ioctl_prepare() opens it anew", nullptr, asks_for_flags},
       {"fcntl: F_SETFL with O_NOATIME has no effect on the access time (open with it has)",
        "our choice: following it would cost each read a system call", switches_noatime, nullptr},
+      {"O_PATH: a descriptor of a regular file whose last name is removed gives ESTALE, unless it "
+       "is open for reading or writing too",
+       "our choice: the file's space is given back at once, not when the kernel forgets the inode",
+       nullptr, holds_only_the_name_of_what_is_gone},
       {"statfs: f_type is FUSE_SUPER_MAGIC", "fs/fuse/inode.c: fuse_statfs", nullptr,
        only_statfs_type},
       {"lseek: offsets beyond the backing file system's largest are accepted; writing there fails",
