@@ -200,6 +200,10 @@ const std::vector<Deviation>& deviations_with_protection() {
                     "fs/namei.c: inode_permission() tests IS_IMMUTABLE first; FUSE inodes have no "
                     "such flags",
                     nullptr, both_refuse});
+    rows.push_back(
+        {"mmap: of a file that became append-only, a descriptor opened for writing before "
+         "may be mapped shared",
+         "mm/mmap.c: do_mmap() tests IS_APPEND; FUSE inodes have no such flags", maps, nullptr});
     rows.push_back({"(tested apart)", "", preallocates, nullptr});
     return rows;
   }();
