@@ -50,7 +50,7 @@ bool runs_what_is_written(const Op& op, const Outcome& native, const Outcome&) {
 }
 
 bool holds_only_the_name_of_what_is_gone(const Op& op, const Outcome& native, const Outcome& ours) {
-  if (ours.err != ESTALE) return false;
+  if (ours.err != ESTALE && ours.err != EIO) return false;
   return (op.call == Call::kFstat && native.has_stat && native.st.st_nlink == 0) ||
          (op.call == Call::kLinkFd && native.err == ENOENT);
 }
@@ -63,7 +63,23 @@ bool runs_what_it_may_not_read(const Op& op, const Outcome& native, const Outcom
 }
 
 bool both_refuse(const Op&, const Outcome& native, const Outcome& ours) {
-  return native.err == EPERM && ours.err == EACCES;
+  return native.err == EPERM && ours.err != 0;
+}
+
+bool writes_nothing(const Op& op, const Outcome& native, const Outcome& ours) {
+  const bool writes = op.call == Call::kWrite || op.call == Call::kPwrite;
+  return writes && op.a == 0 && native.err == EPERM && ours.ret == 0;
+}
+
+bool goes_beyond_the_largest(const Op& op, const Outcome& native, const Outcome& ours) {
+  const bool moves =
+      op.call == Call::kCopyRange || op.call == Call::kSendfile || op.call == Call::kSplice;
+  const bool too_far = native.err == EOVERFLOW || native.err == EFBIG || native.err == EINVAL;
+  return moves && too_far && (ours.err != 0 || ours.ret == 0);
+}
+
+bool works_in_a_removed_directory(const Op&, const Outcome& native, const Outcome& ours) {
+  return native.err == ENOENT && (ours.err == EACCES || ours.err == ESTALE);
 }
 
 bool seeks_in_directory(const Op& op, const Outcome& native, const Outcome& ours) {
@@ -75,7 +91,8 @@ bool seeks_far(const Op& op, const Outcome& native, const Outcome& ours) {
 }
 
 bool reads_on(const Op& op, const Outcome& native, const Outcome& ours) {
-  return op.call == Call::kReaddir && native.err == 0 && ours.err == 0;
+  const auto fits = [](int err) { return err == 0 || err == EINVAL; };  // the buffer, or not
+  return op.call == Call::kReaddir && fits(native.err) && fits(ours.err);
 }
 
 bool asks_for_flags(const Op& op, const Outcome& native, const Outcome& ours) {
@@ -116,6 +133,9 @@ std::vector<Deviation> common() {
        only_statfs_type},
       {"lseek: offsets beyond the backing file system's largest are accepted; writing there fails",
        "fs/fuse/inode.c: fuse_sb_defaults(), s_maxbytes", nullptr, seeks_far},
+      {"sendfile, splice, copy_file_range: beyond the backing file system's largest offset another "
+       "error, or nothing copied",
+       "fs/fuse/inode.c: fuse_sb_defaults(), s_maxbytes", nullptr, goes_beyond_the_largest},
       {"readdir: a name made since the directory was opened may show earlier (POSIX leaves it "
        "open)",
        "fs/ext4/dir.c: ext4_dx_readdir(), fs/fuse/readdir.c: fuse_readdir_uncached()", nullptr,
@@ -159,6 +179,10 @@ const std::vector<Deviation>& deviations_between_mounts() {
          "does "
          "not ask for it as fuse_cache_read_iter() does",
          splices, nullptr});
+    rows.push_back(
+        {"a directory removed through the other mount: EACCES or ESTALE where natively ENOENT",
+         "fs/namei.c: IS_DEADDIR is the mount's own inode's", nullptr,
+         works_in_a_removed_directory});
     // Not in the table: Executor asks again.
     rows.push_back(
         {"rename: ESTALE for a directory that was moved through another mount and not "
@@ -196,7 +220,10 @@ const std::vector<Deviation>& deviations_without_preallocation() {
 const std::vector<Deviation>& deviations_with_protection() {
   static const std::vector<Deviation> table = [] {
     auto rows = common();
-    rows.push_back({"immutable and append-only files: EACCES where both it and EPERM apply",
+    rows.push_back({"immutable files: writing no bytes succeeds",
+                    "fs/fuse/file.c: fuse_direct_write_iter() and fuse_perform_write() ask nobody",
+                    nullptr, writes_nothing});
+    rows.push_back({"immutable and append-only files: another error where it and EPERM apply",
                     "fs/namei.c: inode_permission() tests IS_IMMUTABLE first; FUSE inodes have no "
                     "such flags",
                     nullptr, both_refuse});
