@@ -180,6 +180,9 @@ void op_copy_file_range(fuse_req_t req, fuse_ino_t from, off_t from_offset,
     if (!source) return source.error();
     const auto target = find_file(fs, to_info);
     if (!target) return target.error();
+    // Opened to append, and by F_SETFL, which does not get here, not any more: the daemon's
+    // descriptor still is. Writing knows how (posix/file_io.h), so let the kernel write.
+    if (((*target)->flags & O_APPEND) != 0) return errno_code(EOPNOTSUPP);
     const auto copied =
         posix::copy_range((*source)->fd.get(), from_offset, (*target)->fd.get(), to_offset, size,
                           static_cast<unsigned>(flags), caller_of(req));

@@ -103,6 +103,8 @@ bool asks_for_flags(const Op& op, const Outcome& native, const Outcome& ours) {
 
 bool splices(const Op& op) { return op.call == Call::kSplice || op.call == Call::kSendfile; }
 
+bool copies(const Op& op) { return op.call == Call::kCopyRange; }
+
 bool switches_noatime(const Op& op) { return op.call == Call::kSetfl && (op.a & O_NOATIME) != 0; }
 
 std::vector<Deviation> common() {
@@ -179,6 +181,10 @@ const std::vector<Deviation>& deviations_between_mounts() {
          "does "
          "not ask for it as fuse_cache_read_iter() does",
          splices, nullptr});
+    rows.push_back(
+        {"copy_file_range: overlapping ranges of one file through two mounts are not refused",
+         "fs/remap_range.c, fs/read_write.c: compare inodes, and each mount has its own", copies,
+         nullptr});
     rows.push_back(
         {"a directory removed through the other mount: EACCES or ESTALE where natively ENOENT",
          "fs/namei.c: IS_DEADDIR is the mount's own inode's", nullptr,
