@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "base/caller.h"
+#include "base/seldom.h"
 #include "fuse/open_file.h"
 #include "fuse/parking_lot.h"
 #include "fuse/reply.h"
@@ -146,9 +147,9 @@ class LockEdge {
   // By node; those that share one count too often, which costs no more than a page read anew.
   std::array<std::atomic<std::uint32_t>, 1024> handovers_{};
   std::atomic<std::uint64_t> next_op_{1};
-  std::atomic<std::int64_t> last_fenced_{-1'000'000'000};  // the log says it once a second
-  std::unique_ptr<Timer> timer_;                           // deadlines
-  std::unique_ptr<Timer> resumer_;                         // runs operations that waited
+  Seldom fenced_{1'000'000'000};    // the log says it once a second
+  std::unique_ptr<Timer> timer_;    // deadlines
+  std::unique_ptr<Timer> resumer_;  // runs operations that waited
 };
 
 }  // namespace latchfs::fuse

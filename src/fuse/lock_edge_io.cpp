@@ -5,7 +5,6 @@
 // write runs (the kernel's own mandatory locks, until 5.15, had that gap).
 #include <string>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "fuse/lock_call.h"
 #include "fuse/lock_edge.h"
@@ -86,11 +85,7 @@ Result<OpStarted> LockEdge::try_op(LockService::OpRequest& op, const IoRequest& 
     tried = locks_.begin_op(op, OnConflict::kRefuse, {});
   }
   if (tried && std::holds_alternative<Fenced>(*tried)) {
-    const std::int64_t now = monotonic_ns();
-    std::int64_t last = last_fenced_.load(std::memory_order_relaxed);
-    if (now - last < 1'000'000'000 || !last_fenced_.compare_exchange_strong(last, now)) {
-      return errno_code(EIO);
-    }
+    if (!fenced_.due()) return errno_code(EIO);
     log::warn("pid {} (uid {}) writes to {}:{} behind a lock that was broken: EIO", io.caller.pid,
               io.caller.uid, io.file.dev, io.file.ino);
     return errno_code(EIO);

@@ -1,11 +1,9 @@
 #include "fuse/reply.h"
 
-#include <atomic>
-#include <cstdint>
 #include <cstring>
 
-#include "base/clock.h"
 #include "base/log.h"
+#include "base/seldom.h"
 
 namespace latchfs::fuse {
 
@@ -13,11 +11,8 @@ namespace {
 
 // At most once a minute.
 void note_no_descriptors() noexcept {
-  constexpr std::int64_t kMinute = 60'000'000'000;
-  static std::atomic<std::int64_t> last{-kMinute};
-  const std::int64_t now = monotonic_ns();
-  std::int64_t was = last.load(std::memory_order_relaxed);
-  if (now - was < kMinute || !last.compare_exchange_strong(was, now)) return;
+  static Seldom once_a_minute{60'000'000'000};
+  if (!once_a_minute.due()) return;
   log::error("out of file descriptors (RLIMIT_NOFILE): who opens a file gets ENFILE");
 }
 

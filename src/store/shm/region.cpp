@@ -128,7 +128,7 @@ std::string Region::format_of(const std::string& name) {
     const auto& h = *static_cast<const Header*>(map.get_address());
     if (h.magic == kMagic) return format_text(h.format, h.layout_hash);
   } catch (const bip::interprocess_exception&) {
-    return "unknown";
+    // Gone, or not ours to read.
   }
   return "unknown";
 }

@@ -57,9 +57,7 @@ bool ShmBackend::grow(std::uint32_t i, lock::Effects& fx) {
   for (const bool small : {true, false}) {
     const auto chunk = region_->take_chunk();
     if (!chunk) {
-      const std::int64_t now = monotonic_ns();
-      std::int64_t last = last_complaint_.load(std::memory_order_relaxed);
-      if (now - last > 1'000'000'000 && last_complaint_.compare_exchange_strong(last, now)) {
+      if (complaint_.due()) {
         log::error("table {} cannot grow beyond {} bytes ({}): ENOLCK", table_,
                    region_->header().frontier.load(), chunk.error().message());
       }
@@ -113,9 +111,7 @@ bool ShmBackend::user_may_take(std::uint32_t uid) {
 }
 
 void ShmBackend::note_user_full(std::uint32_t uid) {
-  const std::int64_t now = monotonic_ns();
-  std::int64_t last = last_complaint_.load(std::memory_order_relaxed);
-  if (now - last > 1'000'000'000 && last_complaint_.compare_exchange_strong(last, now)) {
+  if (complaint_.due()) {
     log::warn("uid {} has {} locks, as many as max_locks_per_user allows: ENOLCK", uid,
               max_per_user_);
   }

@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "base/mutex.h"
+#include "base/seldom.h"
 #include "latchfs/lock_service.h"
 #include "lock/table.h"
 #include "store/shm/region.h"
@@ -181,7 +182,7 @@ class ShmBackend {
   std::uint64_t max_per_user_;
   std::uint32_t slot_{};
   std::uint64_t mount_id_{};
-  std::atomic<std::int64_t> last_complaint_{};
+  Seldom complaint_{1'000'000'000};
   Mutex verify_mu_;
   std::string last_verify_ GUARDED_BY(verify_mu_);
 };
