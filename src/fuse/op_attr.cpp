@@ -44,10 +44,11 @@ void mark_handover(struct stat& st, std::uint32_t handovers) {
   st.st_mtim.tv_nsec += st.st_mtim.tv_nsec < 500'000'000 ? off : -off;
 }
 
-Result<void> reply_attr(FileSystem& fs, Reply& reply, int fd) {
+Result<void> reply_attr(FileSystem& fs, Reply& reply, int fd, std::uint32_t handovers = 0) {
   auto st = posix::stat_of(fd);
   if (!st) return st.error();
   fs.inodes->show(*st);
+  mark_handover(*st, handovers);
   reply.attr(*st, fs.config.timeouts.attr);
   return {};
 }
@@ -113,12 +114,7 @@ void op_getattr(fuse_req_t req, fuse_ino_t node, fuse_file_info* info) noexcept 
     if (!target) return target.error();
     // Before asking: whoever was granted a lock meanwhile asks again.
     const std::uint32_t handovers = target->open ? fs.locks.handovers(node) : 0;
-    auto st = posix::stat_of(target->fd());
-    if (!st) return st.error();
-    fs.inodes->show(*st);
-    mark_handover(*st, handovers);
-    reply.attr(*st, fs.config.timeouts.attr);
-    return {};
+    return reply_attr(fs, reply, target->fd(), handovers);
   });
 }
 

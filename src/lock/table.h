@@ -213,6 +213,7 @@ class LockTable {
   void take_from_queue(Ref w, bool granted);
   [[nodiscard]] bool in_tree(Ref f) const;
   [[nodiscard]] Ref leader(Ref w) const;
+  void line_up(Ref w);  // behind its leader
   void retry(Ref w);
   void leave_tree(Ref w, bool granted);
   void finish(Ref w, int err);

@@ -40,8 +40,7 @@ void LockTable<A>::push_waiter(Ref f, Ref o, std::uint64_t begin, std::uint64_t 
   a_.set(fr.wait_tail, w);
   a_.set(fr.hull_begin, std::min(fr.hull_begin, begin));
   a_.set(fr.hull_end, std::max(fr.hull_end, end));
-  const Ref ahead = leader(w);
-  a_.set(rec.behind, ahead != 0 ? waiter(ahead).seq + 1 : 0U);
+  line_up(w);
   const OwnerRec& ow = owner(o);
   if (ow.space == OwnerSpace::kRange) {
     const Ref& head = bucket(ow.mount, ow.key);
@@ -134,6 +133,12 @@ Ref LockTable<A>::leader(Ref w) const {
   return found;
 }
 
+template <class A>
+void LockTable<A>::line_up(Ref w) {
+  const Ref ahead = leader(w);
+  a_.set(waiter(w).behind, ahead != 0 ? waiter(ahead).seq + 1 : 0U);
+}
+
 // `w`, still blocked, looks anew at what is in its way, and so do those behind it.
 template <class A>
 void LockTable<A>::retry(Ref w) {
@@ -142,8 +147,7 @@ void LockTable<A>::retry(Ref w) {
   const Attempt found = conflict(ow.file, asker(ow), rec.begin, rec.end, rec.mode, fx_.mono);
   if (found.blocker == 0) return;
   a_.set(rec.blocker, grant(found.blocker).owner);
-  const Ref ahead = leader(w);
-  a_.set(rec.behind, ahead != 0 ? waiter(ahead).seq + 1 : 0U);
+  line_up(w);
   if (ow.kind == LockKind::kPosix) {
     const FileRec& f = file(ow.file);
     fx_.recheck.push_back({FileId{f.dev, f.ino}, ow.mount, WaiterToken{rec.token}});
