@@ -57,11 +57,14 @@ class Command : public ::testing::Test {
   [[nodiscard]] fs::path mnt() const { return dir_ / "mnt"; }
   static std::string q(const fs::path& path) { return "'" + path.string() + "'"; }
 
-  // A line of shell in dir_, with latchfs on the PATH and its table in $T.
+  // A line of shell in dir_, with latchfs on the PATH and its table in $T. "answers PID" waits
+  // until the mount of that process does; 9 if it ends before.
   Outcome sh(const std::string& line) const {
     std::ofstream{dir_ / "line"} << "cd " + q(dir_) + "; PATH=" + q(dir_ / "bin") +
-                                        ":$PATH; export PATH; T=table=" + table_ + "\n" + line +
-                                        "\n";
+                                        ":$PATH; export PATH; T=table=" + table_ +
+                                        "\nanswers() { until [ -e mnt/hello ]; do kill -0 $1 || "
+                                        "exit 9; sleep 0.02; done; }\n" +
+                                        line + "\n";
     const std::string whole =
         "sh " + q(dir_ / "line") + " >" + q(dir_ / "out") + " 2>" + q(dir_ / "err") + " </dev/null";
     const int status = std::system(whole.c_str());  // NOLINT: the words are ours
@@ -193,7 +196,7 @@ TEST_F(Command, TermAndIntUnmountAndEndWithZero) {
 TEST_F(Command, StoppingLeavesWhatOthersMountedOverItAlone) {
   const Outcome got =
       sh("latchfs src mnt -f -o $T & pid=$!\n"
-         "until [ -e mnt/hello ]; do kill -0 $pid || exit 9; sleep 0.02; done\n"
+         "answers $pid\n"
          "mount -t tmpfs over mnt && echo kept > mnt/file\n"
          "kill $pid; wait $pid; echo $?; cat mnt/file; umount mnt; ls mnt; umount mnt; ls mnt");
   EXPECT_EQ(got.out, "1\nkept\n") << got.err;
@@ -207,7 +210,7 @@ TEST_F(Command, TwoOnOneMountpointEndEachItself) {
   std::ofstream{dir_ / "upper/hello"} << "upper\n";
   const Outcome got =
       sh("latchfs src mnt -f -o $T & lower=$!\n"
-         "until [ -e mnt/hello ]; do kill -0 $lower || exit 9; sleep 0.02; done\n"
+         "answers $lower\n"
          "latchfs upper mnt -o $T || exit 8\n"
          "kill $lower; wait $lower; cat mnt/hello\n"
          "kill $(pgrep -f -- upper.mnt.-o.$T)");
@@ -221,7 +224,7 @@ TEST_F(Command, TwoOnOneMountpointEndEachItself) {
 TEST_F(Command, AMountThatWasDetachedTakesNothingElseWithIt) {
   const Outcome got =
       sh("latchfs src mnt -f -o $T & pid=$!\n"
-         "until [ -e mnt/hello ]; do kill -0 $pid || exit 9; sleep 0.02; done\n"
+         "answers $pid\n"
          "exec 3< mnt/hello; umount -l mnt; mount -t tmpfs over mnt && echo kept > mnt/file\n"
          "kill $pid; wait $pid; cat mnt/file; umount mnt");
   EXPECT_EQ(got.status, 0) << got.err;
@@ -243,10 +246,8 @@ TEST_F(Command, ClosedStandardStreamsAreFine) {
   for (const char* closed : {"<&-", ">&-", "2>&-", "<&- >&- 2>&-"}) {
     for (const char* kind : {"", "-f"}) {
       const std::string line =
-          *kind == '\0'
-              ? std::string{"latchfs src mnt -o $T "} + closed + " || exit 9\n"
-              : std::string{"latchfs src mnt -f -o $T "} + closed +
-                    " & until [ -e mnt/hello ]; do kill -0 $! || exit 9; sleep 0.02; done\n";
+          *kind == '\0' ? std::string{"latchfs src mnt -o $T "} + closed + " || exit 9\n"
+                        : std::string{"latchfs src mnt -f -o $T "} + closed + " & answers $!\n";
       const Outcome got = sh(line + "cat mnt/hello && echo x > mnt/new && cat src/new; umount mnt");
       EXPECT_EQ(got.status, 0) << closed << kind << got.err;
       EXPECT_EQ(got.out, "world\nx\n") << closed << kind;

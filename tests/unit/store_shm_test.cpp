@@ -163,27 +163,32 @@ TEST(ShmTable, NobodyElseHasRightsAndNothingStays) {
   EXPECT_NE(::access(registry_file(table).c_str(), F_OK), 0);
 }
 
+// From outside, as another version or a stray write would. False if the header could not be mapped.
+bool change_header(const std::string& table, const std::function<void(shm::Header&)>& fn) {
+  const int fd = ::open(region_path(table).c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0) return false;
+  void* at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  ::close(fd);
+  if (at == MAP_FAILED) return false;
+  fn(*static_cast<shm::Header*>(at));
+  ::munmap(at, 4096);
+  return true;
+}
+
 TEST(ShmTable, AnotherFormatIsRefusedWhileUsedAndReplacedAfter) {
   for (const bool damage : {false, true}) {
     const std::string table = unique_table();
     RecordingSink sink;
     auto first = make_store("shm", sink, table);
     ASSERT_NE(first, nullptr);
-    {
-      const int fd = ::open(region_path(table).c_str(), O_RDWR | O_CLOEXEC);
-      ASSERT_GE(fd, 0);
-      void* at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-      ::close(fd);
-      ASSERT_NE(at, MAP_FAILED);
-      auto& header = *static_cast<shm::Header*>(at);
+    ASSERT_TRUE(change_header(table, [damage](shm::Header& header) {
       if (damage) {
         header.created_at ^= 1;  // the checksum no longer fits
       } else {
         header.format += 1;
         header.checksum = shm::header_checksum(header);
       }
-      ::munmap(at, 4096);
-    }
+    }));
     ShmStore::Options options;
     options.table = table;
     options.table_max = 256ULL << 20;
@@ -215,18 +220,11 @@ TEST(ShmTable, AnotherFormatIsKnownByItsNumberAlone) {
   RecordingSink sink;
   auto first = make_store("shm", sink, table);
   ASSERT_NE(first, nullptr);
-  {
-    const int fd = ::open(region_path(table).c_str(), O_RDWR | O_CLOEXEC);
-    ASSERT_GE(fd, 0);
-    void* at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    ::close(fd);
-    ASSERT_NE(at, MAP_FAILED);
-    auto& header = *static_cast<shm::Header*>(at);
+  ASSERT_TRUE(change_header(table, [](shm::Header& header) {
     header.format += 1;
     header.ready.store(0);
     header.region_bytes = 1;
-    ::munmap(at, 4096);
-  }
+  }));
   ShmStore::Options options;
   options.table = table;
   RecordingSink other;
