@@ -91,6 +91,9 @@ std::string status_text(const Context& context, const TableStats& stats, const V
   field(out, "table", stats.table, ",");
   out += fmt::format("  \"format\": {},\n", stats.format);
   field(out, "enforce", options.mandatory ? "mandatory" : "advisory", ",");
+  const Serving serving = options.serving ? options.serving() : Serving{};
+  field(out, "transport", serving.transport, ",");
+  field(out, "io", serving.io, ",");
   field(out, "last_verify", verify, ",");
   field(out, "changed_at", stats.changed_at_ns == 0 ? "" : rfc3339(stats.changed_at_ns), ",");
   out += fmt::format("  \"capacity\": {{\"used\": {}, \"committed\": {}, \"max\": {}}},\n",

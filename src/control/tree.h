@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -33,6 +34,12 @@ inline constexpr std::uint64_t kTreeRoot = kControlBit | 1;
   return (node & kBoth) == kBoth ? node & ~kBoth : 0;
 }
 
+// How the mount is served, for `status`: of each the value that its option takes, or would.
+struct Serving {
+  std::string transport;  // "dev": requests come from /dev/fuse
+  std::string io;         // "passthrough", "direct", "cached"
+};
+
 struct Options {
   std::string mountpoint;  // absolute; a path that begins with it is accepted too
   std::string name;        // ".locks": for README
@@ -41,6 +48,7 @@ struct Options {
   std::string snapshots;  // GLOB over mount-relative directories, "" for none (see docs)
   std::string version;
   bool mandatory{};
+  std::function<Serving()> serving;  // asked when the mount answers; none: nothing to say
 };
 
 struct NodeAttr {

@@ -4,6 +4,23 @@
 
 namespace latchfs::daemon {
 
+namespace {
+
+fuse::DataMode data_mode(const Options& o) {
+  if (o.enforce == Enforce::kMandatory) return fuse::DataMode::kDirect;
+  switch (o.io) {
+    case Io::kDirect:
+      return fuse::DataMode::kDirect;
+    case Io::kCached:
+      return fuse::DataMode::kCached;
+    case Io::kAuto:
+      break;
+  }
+  return fuse::DataMode::kAuto;
+}
+
+}  // namespace
+
 fuse::MountConfig mount_config(const Options& o, Places places, std::string version) {
   fuse::MountConfig config;
   config.source = std::move(places.source);
@@ -26,7 +43,7 @@ fuse::MountConfig mount_config(const Options& o, Places places, std::string vers
 
   // Byte-range locks hold against reads and writes only where the daemon sees each of them.
   config.mandatory = o.enforce == Enforce::kMandatory;
-  config.data_mode = config.mandatory ? fuse::DataMode::kDirect : fuse::DataMode::kCached;
+  config.data_mode = data_mode(o);
   config.timeouts = {
       .entry = o.entry_timeout, .attr = o.attr_timeout, .negative = o.negative_timeout};
   config.control_name = o.control;

@@ -123,6 +123,19 @@ Refusal set_enforce(Options& o, const std::string& text) {
   return {};
 }
 
+Refusal set_io(Options& o, const std::string& text) {
+  if (text == "auto") {
+    o.io = Io::kAuto;
+  } else if (text == "direct") {
+    o.io = Io::kDirect;
+  } else if (text == "cached") {
+    o.io = Io::kCached;
+  } else {
+    return "must be auto, direct or cached";
+  }
+  return {};
+}
+
 Refusal set_max_locks(Options& o, const std::string& text) {
   const auto value = parse_number<std::uint64_t>(text);
   if (!value) return "must be a number; 0 is no limit";
@@ -142,9 +155,10 @@ struct ValueOption {
   std::string_view name;
   Refusal (*set)(Options&, const std::string&, const Environment&);
 };
-constexpr std::array<ValueOption, 17> kValueOptions{{
+constexpr std::array<ValueOption, 18> kValueOptions{{
     {"enforce",
      [](Options& o, const std::string& v, const Environment&) { return set_enforce(o, v); }},
+    {"io", [](Options& o, const std::string& v, const Environment&) { return set_io(o, v); }},
     {"admin_group", set_admin_group},
     {"control",
      [](Options& o, const std::string& v, const Environment&) {
@@ -277,6 +291,9 @@ Refusal check_together(Options& o, std::vector<std::string> places, const Enviro
   if (contains(o.mount_options, "nosymfollow") && !env.root) {
     return "option 'nosymfollow' is root's: fusermount3 does not know it";
   }
+  if (o.io == Io::kCached && o.enforce == Enforce::kMandatory) {
+    return "io=cached and enforce=mandatory exclude each other";
+  }
   if (o.allow_other && o.allow_root) return "allow_other and allow_root exclude each other";
   return {};
 }
@@ -366,6 +383,7 @@ MOUNTPOINT' ends it.
 
 latchfs options:
   enforce=advisory|mandatory  byte-range locks against reads and writes (advisory)
+  io=auto|direct|cached       how files are read (auto): see the README
   admin_group=GROUP           name or number: members may do what root may
   control=NAME                name of the control directory (.locks)
   table=NAME                  shared lock table (machine)

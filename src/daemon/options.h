@@ -18,12 +18,16 @@ namespace latchfs::daemon {
 
 enum class Enforce : std::uint8_t { kAdvisory, kMandatory };
 
+// How files are read: fuse/mount.h, DataMode.
+enum class Io : std::uint8_t { kAuto, kDirect, kCached };
+
 struct Options {
   std::string source;
   std::string mountpoint;
   bool foreground{};
 
   Enforce enforce{Enforce::kAdvisory};
+  Io io{Io::kAuto};
   std::optional<gid_t> admin_gid;
   std::string control{".locks"};                    // one path component
   std::string table{"machine"};                     // for files of all file systems: ADR 0005

@@ -28,7 +28,7 @@ std::uint64_t owner_by_carrier(LockData& locks, pid_t process) {
 
 }  // namespace
 
-// SETATTR (libfuse drops its lock owner), FALLOCATE and whatever else names no owner: the owner by
+// FALLOCATE and whatever else names no owner: the owner by
 // which the caller's process holds POSIX locks on the file, 0 if none. A process's locks go with
 // it, so a pid that holds one is not a reused one.
 std::uint64_t LockEdge::owner_by_process(FileId file, pid_t tid) {

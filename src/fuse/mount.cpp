@@ -167,6 +167,7 @@ struct FuseMount::Impl {
   bool end() noexcept {
     if (session == nullptr) return true;
     fs.locks.shutdown();
+    fs.detach();
     const bool ours = !mounted || is_over(session) || is_on_top();
     if (ours) {
       // Unmounting goes by path, and lazily: it takes what is on top there, with all that is in it.
@@ -237,13 +238,15 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
   args.add("-o");
   args.add(options.text);
   t_complaint.clear();
-  impl->session = ::fuse_session_new(&args.raw, &operations(), sizeof operations(), &impl->fs);
+  impl->session = ::fuse_session_new(&args.raw, &operations(), sizeof operations(),
+                                     static_cast<transport::Channel*>(&impl->fs));
   if (impl->session == nullptr) {
     return fail("libfuse refuses the mount options " + std::string{options.text} +
                     (t_complaint.empty() ? "" : ": " + t_complaint),
                 errno_code(EINVAL));
   }
-  impl->fs.locks.refresh_by([session = impl->session](std::uint64_t node) {
+  impl->fs.locks.refresh_by([session = impl->session, &fs = impl->fs](std::uint64_t node) {
+    if (!fs.page_cached()) return;
     // Attributes only (offset -1); of the pages see op_attr.cpp. ENOENT: nothing cached.
     ::fuse_lowlevel_notify_inval_inode(session, node, -1, 0);
   });
@@ -255,6 +258,10 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
         errno_code(err));
   }
   impl->mounted = true;
+  if (const auto attached = impl->fs.attach(impl->session, ::fuse_session_fd(impl->session));
+      !attached) {
+    return fail("cannot serve " + mountpoint, attached.error());
+  }
   // (Not asking the file system: nobody would answer yet.)
   if (const auto dev = mounted_at(mountpoint)) {
     impl->device = *dev;

@@ -17,12 +17,16 @@
 
 namespace latchfs::fuse {
 
-// How reads and writes reach the daemon.
+// How the bytes of files are read; writes come to the daemon always.
 enum class DataMode : std::uint8_t {
-  // Through the kernel's page cache, invalidated when the backing file's mtime or size changed.
-  kCached,
-  // Every read(2) and write(2), each with its lock owner; no shared mappings.
+  // The best that kernel and rights allow: what is open to be read only goes straight to the
+  // backing file (Linux 6.9, root), else as kDirect with shared mappings (Linux 6.6), else kCached.
+  kAuto,
+  // Each read(2) comes to the daemon. Before Linux 6.6, and where `mandatory`, shared mappings are
+  // refused (ENODEV).
   kDirect,
+  // Through the kernel's page cache, dropped when the backing file's mtime or size changed.
+  kCached,
 };
 
 struct MountConfig {
@@ -37,8 +41,8 @@ struct MountConfig {
   std::vector<std::string> options;
   std::uint32_t max_read{};  // bytes: what "max_read=" among the options says, 0 without it
 
-  DataMode data_mode{DataMode::kCached};
-  bool mandatory{};  // enforce=mandatory; wants kDirect
+  DataMode data_mode{DataMode::kAuto};
+  bool mandatory{};  // enforce=mandatory: wants kDirect
   Timeouts timeouts;
   unsigned threads{16};  // most worker threads
 

@@ -100,6 +100,8 @@ Result<IoRequest> truncation(const Target& target, off_t size, const Caller& cal
   io.file = target.id();
   io.range = *range;
   io.open = target.open;
+  // libfuse drops it.
+  io.owner = transport::Channel::request().lock_owner.value_or(0);
   io.caller = caller;
   return io;
 }
@@ -113,7 +115,7 @@ void op_getattr(fuse_req_t req, fuse_ino_t node, fuse_file_info* info) noexcept 
     const auto target = find_target(fs, node, info);
     if (!target) return target.error();
     // Before asking: whoever was granted a lock meanwhile asks again.
-    const std::uint32_t handovers = target->open ? fs.locks.handovers(node) : 0;
+    const std::uint32_t handovers = target->open && fs.page_cached() ? fs.locks.handovers(node) : 0;
     return reply_attr(fs, reply, target->fd(), handovers);
   });
 }

@@ -92,6 +92,12 @@ void op_read(fuse_req_t req, fuse_ino_t node, size_t size, off_t offset,
     if (control::is_control(node)) return control_ops::read(fs, reply, info->fh, size, offset);
     const auto file = find_file(fs, info);
     if (!file) return file.error();
+    // The kernel fills its page cache for sendfile(2) and splice(2), which are the only ones to use
+    // it: mappings, and who only reads, go to the backing file. So nobody would ever tell it that
+    // those pages are stale. EINVAL is what makes programs read(2) instead.
+    if ((*file)->backing.id() != 0 && !transport::Channel::request().lock_owner) {
+      return errno_code(EINVAL);
+    }
     if (size == 0) {
       reply.bytes({});
       return {};

@@ -13,9 +13,9 @@
 namespace latchfs::fuse {
 namespace {
 
-// Enters a backing file into the table. The answer's fuse_file_info is filled.
+// Enters a backing file into the table.
 Result<OpenFilePtr> enter(FileSystem& fs, UniqueFd fd, std::uint64_t node, const Caller& opener,
-                          fuse_file_info& info) {
+                          int flags) {
   const auto st = posix::stat_of(fd.get());
   if (!st) return st.error();
   auto file = std::make_shared<OpenFile>();
@@ -23,17 +23,15 @@ Result<OpenFilePtr> enter(FileSystem& fs, UniqueFd fd, std::uint64_t node, const
   file->id = posix::file_id(*st);
   file->node = node;
   file->sequence = fs.opens.fetch_add(1, std::memory_order_relaxed) + 1;
-  file->flags = info.flags;
+  file->flags = flags;
   file->opener = opener;
   if (!fs.inodes->has_handles(st->st_dev)) {
     auto pin = fs.inodes->pin(node);
     if (!pin) return pin.error();
     file->pin = std::move(*pin);
   }
+  if (fs.passes_through()) file->backing = fs.backing.enter(node, file->fd.get());
   file->fh = fs.files.insert(file);
-  info.fh = file->fh;
-  info.direct_io = fs.config.data_mode == DataMode::kDirect ? 1 : 0;
-  info.keep_cache = 0;
   return file;
 }
 
@@ -53,15 +51,15 @@ Result<posix::Entry> adopt_open(FileSystem& fs, int fd, std::uint64_t parent, co
 }
 
 Result<void> finish_create(FileSystem& fs, Reply& reply, UniqueFd fd, std::uint64_t parent,
-                           const char* name, const Caller& caller, fuse_file_info info) {
+                           const char* name, const Caller& caller, int flags) {
   const auto found = adopt_open(fs, fd.get(), parent, name);
   if (!found) return found.error();
-  const auto file = enter(fs, std::move(fd), found->node, caller, info);
+  const auto file = enter(fs, std::move(fd), found->node, caller, flags);
   if (!file) {
     fs.inodes->forget(found->node, 1);
     return file.error();
   }
-  if (!reply.create(*found, fs.config.timeouts, info)) {
+  if (!reply.create(*found, fs.config.timeouts, (*file)->fh, fs.way_of(**file))) {
     drop(fs, (*file)->fh);
     fs.inodes->forget(found->node, 1);
   }
@@ -91,10 +89,9 @@ void op_open(fuse_req_t req, fuse_ino_t node, fuse_file_info* info) noexcept {
     const Caller caller = caller_of(req);
     auto fd = posix::open_file((*pin)->fd.get(), info->flags, caller);
     if (!fd) return fd.error();
-    fuse_file_info out = *info;
-    const auto file = enter(fs, std::move(*fd), node, caller, out);
+    const auto file = enter(fs, std::move(*fd), node, caller, info->flags);
     if (!file) return file.error();
-    if (!reply.open(out)) drop(fs, (*file)->fh);
+    if (!reply.open((*file)->fh, fs.way_of(**file))) drop(fs, (*file)->fh);
     return {};
   });
 }
@@ -111,7 +108,7 @@ void op_create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode,
     auto made = posix::create_file((*dir)->fd.get(), name, info->flags, mode, caller);
     if (!made) return made.error();
     if (made->fresh || (info->flags & O_TRUNC) == 0) {
-      return finish_create(fs, reply, std::move(made->fd), parent, name, caller, *info);
+      return finish_create(fs, reply, std::move(made->fd), parent, name, caller, info->flags);
     }
 
     const auto st = posix::stat_of(made->fd.get());
@@ -123,7 +120,7 @@ void op_create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode,
     const auto pass = fs.locks.admit_write(io);
     if (!pass) return pass.error();
     if (auto r = empty_found_file(made->fd.get(), info->flags, caller); !r) return r;
-    return finish_create(fs, reply, std::move(made->fd), parent, name, caller, *info);
+    return finish_create(fs, reply, std::move(made->fd), parent, name, caller, info->flags);
   });
 }
 
@@ -136,7 +133,7 @@ void op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, fuse_file_info* 
     const Caller caller = caller_of(req);
     auto fd = posix::create_nameless((*dir)->fd.get(), info->flags, mode, caller);
     if (!fd) return fd.error();
-    return finish_create(fs, reply, std::move(*fd), parent, "", caller, *info);
+    return finish_create(fs, reply, std::move(*fd), parent, "", caller, info->flags);
   });
 }
 

@@ -13,6 +13,7 @@
 #include "base/mutex.h"
 #include "base/unique_fd.h"
 #include "control/tree.h"
+#include "fuse/backing_files.h"
 #include "fuse/lock_data.h"
 #include "latchfs/types.h"
 #include "posix/dir_stream.h"
@@ -30,6 +31,7 @@ struct OpenFile {
   std::uint64_t sequence{};  // of opens, per mount: later is larger
   int flags{};               // open(2)'s, as the kernel gave them at open
   Caller opener;
+  BackingFiles::Use backing;
   posix::PinPtr pin;  // only where files are not found by handle: what keeps node usable
   LockData locks;
 

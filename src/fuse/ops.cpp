@@ -1,7 +1,11 @@
 // The table of handlers, and INIT.
 #include "fuse/ops.h"
 
+#include <linux/magic.h>
+#include <sys/statfs.h>
+
 #include "fuse/file_system.h"
+#include "posix/credentials.h"
 
 namespace latchfs::fuse {
 namespace {
@@ -10,7 +14,7 @@ constexpr unsigned kMaxWrite = 1U << 20;
 constexpr unsigned kMaxBackground = 256;
 
 void op_init(void* data, fuse_conn_info* conn) noexcept {
-  const auto& fs = *static_cast<FileSystem*>(data);
+  const auto& fs = static_cast<FileSystem&>(*static_cast<transport::Channel*>(data));
   const auto want = [conn](auto capability, bool wanted) {
     const auto bit = static_cast<unsigned>(capability);
     if (wanted) {
@@ -103,15 +107,62 @@ const fuse_lowlevel_ops& operations() {
   return ops;
 }
 
+namespace {
+
+transport::Wanted wanted(const MountConfig& config) {
+  transport::Wanted wanted;
+  wanted.passthrough = config.data_mode == DataMode::kAuto && !config.mandatory;
+  wanted.direct_mmap = config.data_mode != DataMode::kCached && !config.mandatory;
+  struct statfs sf {};
+  if (::fstatfs(config.source.get(), &sf) == 0 && sf.f_type == OVERLAYFS_SUPER_MAGIC) {
+    wanted.stack_depth = 2;
+  }
+  return wanted;
+}
+
+}  // namespace
+
 FileSystem::FileSystem(MountConfig c, std::unique_ptr<posix::InodeTable> table,
                        LockService& service, ParkingLot& lot)
-    : config{std::move(c)},
+    : Channel{wanted(c)},
+      config{std::move(c)},
       inodes{std::move(table)},
       view{*inodes, service, config.control_name, config.admin_gid},
       tree{service, view,
            control::Options{config.mountpoint, config.control_name, config.node_name,
-                            config.node_address, config.snapshots, config.version,
-                            config.mandatory}},
+                            config.node_address, config.snapshots, config.version, config.mandatory,
+                            [this] { return serving(); }}},
       locks{service, lot, config.mandatory} {}
+
+bool FileSystem::passes_through() {
+  if (config.data_mode != DataMode::kAuto || config.mandatory) return false;
+  if (!settled()) posix::become_daemon();
+  return passthrough();
+}
+
+bool FileSystem::page_cached() {
+  if (config.data_mode == DataMode::kCached) return true;
+  return config.data_mode == DataMode::kAuto && !direct_mmap() && !passes_through();
+}
+
+control::Serving FileSystem::serving() {
+  control::Serving serving;
+  serving.transport = "dev";
+  serving.io = passes_through() ? "passthrough" : page_cached() ? "cached" : "direct";
+  return serving;
+}
+
+transport::wire::OpenWay FileSystem::way_of(const OpenFile& file) {
+  namespace wire = transport::wire;
+  constexpr std::uint32_t kDirect = wire::kDirectIo | wire::kParallelDirectWrites;
+  if (file.backing.id() != 0) {
+    // With both, read(2) and write(2) come here and mappings go to the backing file.
+    return {wire::kFilePassthrough | (file.writable() ? kDirect : 0U), file.backing.id()};
+  }
+  // Where passthrough is to be had, but not of this file, its pages must not be cached either: the
+  // rest of this mount counts on it.
+  if (!page_cached()) return {kDirect, 0};
+  return {};
+}
 
 }  // namespace latchfs::fuse

@@ -1,7 +1,7 @@
 // The handlers, an op family a file: decode, call down, reply once.
 #pragma once
 
-#include "fuse/lowlevel.h"
+#include "transport/lowlevel.h"
 
 namespace latchfs::fuse {
 

@@ -107,12 +107,19 @@ bool Reply::open(const fuse_file_info& info) noexcept {
   return req != nullptr && ::fuse_reply_open(req, &info) == 0;
 }
 
-bool Reply::create(const posix::Entry& found, const Timeouts& timeouts,
-                   const fuse_file_info& info) noexcept {
+bool Reply::open(std::uint64_t fh, const transport::wire::OpenWay& way) noexcept {
   fuse_req_t req = take();
   if (req == nullptr) return false;
-  const fuse_entry_param param = entry_param(found, timeouts);
-  return ::fuse_reply_create(req, &param, &info) == 0;
+  const auto answer = transport::wire::open_answer(fh, way);
+  return ::fuse_reply_buf(req, answer.data(), answer.size()) == 0;
+}
+
+bool Reply::create(const posix::Entry& found, const Timeouts& timeouts, std::uint64_t fh,
+                   const transport::wire::OpenWay& way) noexcept {
+  fuse_req_t req = take();
+  if (req == nullptr) return false;
+  const auto answer = transport::wire::create_answer(entry_param(found, timeouts), fh, way);
+  return ::fuse_reply_buf(req, answer.data(), answer.size()) == 0;
 }
 
 bool Reply::entries(std::string_view data) noexcept {

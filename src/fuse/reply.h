@@ -11,9 +11,10 @@
 #include <system_error>
 #include <utility>
 
-#include "fuse/lowlevel.h"
 #include "latchfs/result.h"
 #include "posix/inode_table.h"
+#include "transport/lowlevel.h"
+#include "transport/wire.h"
 
 namespace latchfs::fuse {
 
@@ -57,8 +58,9 @@ class Reply {
   // was killed meanwhile) and will never give it back.
   [[nodiscard]] bool entry(const posix::Entry& found, const Timeouts& timeouts) noexcept;
   [[nodiscard]] bool open(const fuse_file_info& info) noexcept;
-  [[nodiscard]] bool create(const posix::Entry& found, const Timeouts& timeouts,
-                            const fuse_file_info& info) noexcept;
+  [[nodiscard]] bool open(std::uint64_t fh, const transport::wire::OpenWay& way) noexcept;
+  [[nodiscard]] bool create(const posix::Entry& found, const Timeouts& timeouts, std::uint64_t fh,
+                            const transport::wire::OpenWay& way) noexcept;
   [[nodiscard]] bool entries(std::string_view data) noexcept;  // readdirplus
 
   // "There is no such name", believed for timeouts.negative.

@@ -120,6 +120,14 @@ std::vector<Deviation> common() {
        "fs/fuse/file.c: fuse_direct_io(); the daemon's own "
        "descriptor has not got it",
        nullptr, nullptr},  // Generator aligns
+      {"splice, sendfile: EINVAL from a file that is open for writing too, where files are passed "
+       "through",
+       "fs/fuse/file.c: fuse_splice_read() uses pages that nobody keeps fresh; refused by us",
+       nullptr, nullptr},  // Executor then reads and writes, as programs do
+      {"shared mappings: keep no open file description, where files are passed through: when all "
+       "descriptors are closed, exec gives no ETXTBSY, and flock and OFD locks are gone",
+       "fs/backing-file.c: backing_file_mmap(), vma_set_file()", nullptr,
+       nullptr},  // Executor keeps one
       {"FIFOs and devices: reading and writing them does not change their times",
        "fs/fuse/inode.c: fuse_iget(), S_NOCMTIME; fs/pipe.c: pipe_write()", nullptr, nullptr},
       {"ioctl: FS_IOC_GETFLAGS and the like want the right to open the file now, not just a "

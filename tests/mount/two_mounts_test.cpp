@@ -41,7 +41,7 @@ int count_up(const std::string& path, bool by_append) {
     // Fixed width: the number of lines follows from the size.
     const auto lines = text.size() / 6;
     if (text.size() % 6 != 0) return 5;
-    if (lines != 0 && std::stoul(text.substr((lines - 1) * 6, 5)) != lines) return 6;
+    if (lines != 0 && std::strtoul(text.c_str() + (lines - 1) * 6, nullptr, 10) != lines) return 6;
     char line[32];
     std::snprintf(line, sizeof line, "%05zu\n", lines + 1);
     const ssize_t put =

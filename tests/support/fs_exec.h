@@ -63,6 +63,7 @@ class Executor {
     char* at{};
     std::size_t size{};
     bool writable{};
+    int open{-1};  // what it is of stays open as long: fs_deviations.cpp
   };
   // How a path of an Op is given to the *at calls.
   struct At {
@@ -83,6 +84,7 @@ class Executor {
   Outcome run_data(const Op& op);  // fs_exec_data.cpp
   Outcome run_write(const Op& op);
   Outcome run_map(const Op& op);
+  static void drop(Map& map);
   Outcome run_name(const Op& op);  // fs_exec_name.cpp
   Outcome run_attr(const Op& op);  // fs_exec_attr.cpp
   Outcome run_xattr(const Op& op);

@@ -5,9 +5,12 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "support/fs_exec.h"
@@ -40,12 +43,32 @@ std::array<iovec, 3> three(char* base, std::size_t piece) {
   return {iovec{base, piece}, iovec{base + piece, piece}, iovec{base + 2 * piece, piece}};
 }
 
+// A mount may refuse to splice from a file that is open for writing too (EINVAL,
+// fs_deviations.cpp). From such a file these do what programs then do, read and write, on both
+// sides.
+bool is_for_both(int fd) { return (fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDWR; }
+
+ssize_t splice_into_pipe(int from, loff_t at, int pipe, std::size_t size) {
+  loff_t in = at;
+  if (!is_for_both(from)) return splice(from, &in, pipe, nullptr, size, SPLICE_F_NONBLOCK);
+  std::string bytes(std::min<std::size_t>(size, 65536), '\0');
+  const ssize_t got = pread(from, bytes.data(), bytes.size(), at);
+  return got <= 0 ? got : write(pipe, bytes.data(), static_cast<std::size_t>(got));
+}
+
+ssize_t send_file(int to, int from, off_t* at, std::size_t size) {
+  if (!is_for_both(from)) return sendfile(to, from, at, size);
+  std::string bytes(std::min<std::size_t>(size, 65536), '\0');
+  const ssize_t got = at != nullptr ? pread(from, bytes.data(), bytes.size(), *at)
+                                    : read(from, bytes.data(), bytes.size());
+  return got <= 0 ? got : write(to, bytes.data(), static_cast<std::size_t>(got));
+}
+
 Outcome splice_range(int from, std::int64_t at, int to, std::int64_t to_at, std::size_t size) {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) return answer(-1);
-  loff_t in = at;
   loff_t out_at = to_at;
-  Outcome out = answer(splice(from, &in, ends[1], nullptr, size, SPLICE_F_NONBLOCK));
+  Outcome out = answer(splice_into_pipe(from, at, ends[1], size));
   if (out.ret > 0) {
     out = answer(splice(ends[0], nullptr, to, &out_at, static_cast<std::size_t>(out.ret), 0));
   }
@@ -118,7 +141,8 @@ Outcome Executor::run_data(const Op& op) {
     }
     case Call::kSendfile: {
       off_t from = op.a;
-      return answer(sendfile(slot(op.fd2), slot(op.fd), op.a < 0 ? nullptr : &from, bounded(op.b)));
+      return answer(
+          send_file(slot(op.fd2), slot(op.fd), op.a < 0 ? nullptr : &from, bounded(op.b)));
     }
     case Call::kSplice:
       return splice_range(slot(op.fd), op.a, slot(op.fd2), op.b, bounded(op.c));
@@ -158,8 +182,7 @@ Outcome Executor::run_map(const Op& op) {
   };
   switch (op.call) {
     case Call::kMap: {
-      if (map.at != nullptr) munmap(map.at, map.size);
-      map = {};
+      drop(map);
       const auto kind = static_cast<MapKind>(op.c);
       const bool writable = kind == MapKind::kSharedRw || kind == MapKind::kPrivateRw;
       int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
@@ -167,7 +190,8 @@ Outcome Executor::run_map(const Op& op) {
       void* got = mmap(nullptr, bounded(op.b), protection,
                        kind == MapKind::kPrivateRw ? MAP_PRIVATE : MAP_SHARED, slot(op.fd), op.a);
       if (got == MAP_FAILED) return answer(-1);
-      map = {static_cast<char*>(got), bounded(op.b), writable};
+      map = {static_cast<char*>(got), bounded(op.b), writable,
+             fcntl(slot(op.fd), F_DUPFD_CLOEXEC, 0)};
       return {};
     }
     case Call::kMapPeek: {
@@ -209,10 +233,15 @@ Outcome Executor::run_map(const Op& op) {
       return out;
     }
     default:
-      if (map.at != nullptr) munmap(map.at, map.size);
-      map = {};
+      drop(map);
       return {};
   }
+}
+
+void Executor::drop(Map& map) {
+  if (map.at != nullptr) munmap(map.at, map.size);
+  if (map.open >= 0) close(map.open);
+  map = {};
 }
 
 }  // namespace latchfs::fsdiff

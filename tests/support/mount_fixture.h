@@ -56,6 +56,8 @@ class MountFixture {
   [[nodiscard]] bool unmount();
 
   [[nodiscard]] std::string log() const;
+  // How the mount reads files: "io" of its `.locks/status`.
+  [[nodiscard]] std::string io() const;
 
  private:
   void start();

@@ -59,9 +59,12 @@ TEST(ControlStatus, NonAdminsSeeTheirMountOnly) {
 TEST(ControlStatus, NoMountsAndMandatory) {
   auto options = ControlWorld::default_options();
   options.mandatory = true;
+  options.serving = [] { return control::Serving{"dev", "passthrough"}; };
   ControlWorld world{options};
   const json status = world.json("status");
   EXPECT_EQ(status["enforce"], "mandatory");
+  EXPECT_EQ(status["transport"], "dev");
+  EXPECT_EQ(status["io"], "passthrough");
   EXPECT_EQ(status["mounts"].size(), 0U);
 }
 

@@ -42,6 +42,7 @@ TEST(Options, DefaultsAreTheContracts) {
   EXPECT_EQ(o.mountpoint, "/mnt");
   EXPECT_FALSE(o.foreground);
   EXPECT_EQ(o.enforce, Enforce::kAdvisory);
+  EXPECT_EQ(o.io, Io::kAuto);
   EXPECT_EQ(o.admin_gid, std::nullopt);
   EXPECT_EQ(o.control, ".locks");
   EXPECT_EQ(o.table, "machine");
@@ -147,6 +148,9 @@ TEST(Options, SaysWhatIsWrongInOneLine) {
   EXPECT_EQ(refusal_o("remount,ro").rfind("option 'remount' is not supported: ", 0), 0u);
   EXPECT_EQ(refusal_o("table_max"), "option 'table_max' needs a value");
   EXPECT_EQ(refusal_o("enforce=maybe"), "option 'enforce=maybe' must be advisory or mandatory");
+  EXPECT_EQ(refusal_o("io=fast"), "option 'io=fast' must be auto, direct or cached");
+  EXPECT_EQ(refusal_o("io=cached,enforce=mandatory"),
+            "io=cached and enforce=mandatory exclude each other");
   EXPECT_EQ(refusal_o("allow_other,allow_root"), "allow_other and allow_root exclude each other");
   EXPECT_EQ(refusal_o("ro\\"), "'-o ro\\x5c' ends in a lone backslash");
 }
@@ -226,9 +230,9 @@ TEST(PrintSize, IsExactAndComesBack) {
 
 TEST(Options, UsageNamesEveryOptionOfTheContract) {
   const std::string text = usage_text();
-  for (const char* name :
-       {"enforce=", "admin_group=", "control=", "table=", "table_max=", "max_locks_per_user=",
-        "node_name=", "node_address=", "snapshots=", "log=", "log_level=", "allow_other", "-f"}) {
+  for (const char* name : {"enforce=", "io=", "admin_group=", "control=", "table=", "table_max=",
+                           "max_locks_per_user=", "node_name=", "node_address=", "snapshots=",
+                           "log=", "log_level=", "allow_other", "-f"}) {
     EXPECT_NE(text.find(name), std::string::npos) << name;
   }
 }

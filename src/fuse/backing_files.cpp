@@ -1,0 +1,79 @@
+#include "fuse/backing_files.h"
+
+#include <linux/magic.h>
+#include <sys/statfs.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "posix/credentials.h"
+
+namespace latchfs::fuse {
+namespace {
+
+// The kernel opens the backing file again, with the daemon's rights: only where a descriptor once
+// open shows the same to whoever has it. (Not so: proc, which looks at who opened it; network file
+// systems, where the server does.)
+bool same_for_all(int fd) {
+  constexpr std::array<unsigned long, 9> kLocal{
+      0xEF53 /* ext2, 3, 4 */, 0x58465342 /* xfs */,      0x9123683E /* btrfs */,
+      0xF2F52010 /* f2fs */,   0xCA451A4E /* bcachefs */, TMPFS_MAGIC,
+      0x858458F6 /* ramfs */,  OVERLAYFS_SUPER_MAGIC,     0x2FC12FC1 /* zfs */,
+  };
+  struct statfs sf {};
+  if (::fstatfs(fd, &sf) != 0) return false;
+  const auto magic = static_cast<unsigned long>(sf.f_type);
+  return std::find(kLocal.begin(), kLocal.end(), magic) != kLocal.end();
+}
+
+}  // namespace
+
+std::int32_t BackingFiles::number_for(int fd) noexcept {
+  if (!channel_.passthrough() || !same_for_all(fd)) return 0;
+  const auto id = channel_.open_backing(fd);
+  return id ? *id : 0;
+}
+
+BackingFiles::Use BackingFiles::enter(std::uint64_t node, int fd) {
+  Shard& shard = shard_of(node);
+  {
+    const MutexLock hold{shard.mu};
+    const auto found = shard.nodes.find(node);
+    if (found != shard.nodes.end()) {
+      ++found->second.opens;
+      return {*this, node, found->second.id};
+    }
+  }
+  posix::become_daemon();
+  const std::int32_t mine = number_for(fd);
+  std::int32_t result{};
+  try {
+    const MutexLock hold{shard.mu};
+    Backing& backing = shard.nodes.try_emplace(node, Backing{mine, 0}).first->second;
+    ++backing.opens;
+    result = backing.id;
+  } catch (...) {
+    if (mine != 0) channel_.close_backing(mine);
+    throw;
+  }
+  // Another thread was first.
+  if (result != mine && mine != 0) channel_.close_backing(mine);
+  return {*this, node, result};
+}
+
+void BackingFiles::leave(std::uint64_t node) noexcept {
+  std::int32_t id = 0;
+  Shard& shard = shard_of(node);
+  {
+    const MutexLock hold{shard.mu};
+    const auto found = shard.nodes.find(node);
+    if (found == shard.nodes.end() || --found->second.opens != 0) return;
+    id = found->second.id;
+    shard.nodes.erase(found);
+  }
+  if (id == 0) return;
+  posix::become_daemon();
+  channel_.close_backing(id);
+}
+
+}  // namespace latchfs::fuse

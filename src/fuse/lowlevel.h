@@ -1,5 +1,0 @@
-// libfuse's low-level API, in the one version this room is written for.
-#pragma once
-
-#define FUSE_USE_VERSION 314
-#include <fuse_lowlevel.h>
