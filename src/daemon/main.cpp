@@ -4,11 +4,14 @@
 #include <grp.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <thread>
 #include <variant>
 #include <vector>
 
@@ -73,6 +76,9 @@ Result<std::unique_ptr<ShmStore>> attach(const Options& o, const Places& places,
   options.table = o.table;
   if (o.table_max) options.table_max = *o.table_max;
   if (o.max_locks_per_user) options.max_locks_per_user = *o.max_locks_per_user;
+  const fuse::Timeouts believed = timeouts(o);
+  options.believes_ms = static_cast<std::uint32_t>(
+      1000 * std::max({believed.entry, believed.attr, believed.negative}));
   options.source = places.source_path;
   options.mountpoint = places.mountpoint;
   return ShmStore::attach(options, sink);
@@ -108,6 +114,13 @@ int serve(const Options& o, Places places, Launcher& launcher) {
   if (!store) {
     launcher.failed(explain_attach(store.error(), o.table));
     return kExitFailure;
+  }
+
+  if (const std::uint32_t ms = (*store)->others_believe_ms(); ms != 0) {
+    // And what a thread of theirs was about to say when we joined.
+    constexpr std::uint32_t kOnItsWayMs = 500;
+    log::info("another mount's kernel may believe what it knows for {} ms more: waiting", ms);
+    std::this_thread::sleep_for(std::chrono::milliseconds{ms + kOnItsWayMs});
   }
 
   std::atomic<fuse::FuseMount*> running{nullptr};

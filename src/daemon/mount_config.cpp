@@ -1,5 +1,7 @@
 #include "daemon/mount_config.h"
 
+#include <algorithm>
+#include <optional>
 #include <utility>
 
 namespace latchfs::daemon {
@@ -20,6 +22,17 @@ fuse::DataMode data_mode(const Options& o) {
 }
 
 }  // namespace
+
+fuse::Timeouts timeouts(const Options& o) {
+  static constexpr double kMost = 5;
+  const double otherwise = o.cache == Cache::kRelaxed ? 1 : 0;
+  const auto seconds = [otherwise](const std::optional<double>& given) {
+    return std::min(kMost, given.value_or(otherwise));
+  };
+  return {.entry = seconds(o.entry_timeout),
+          .attr = seconds(o.attr_timeout),
+          .negative = seconds(o.negative_timeout)};
+}
 
 fuse::MountConfig mount_config(const Options& o, Places places, std::string version) {
   fuse::MountConfig config;
@@ -44,8 +57,7 @@ fuse::MountConfig mount_config(const Options& o, Places places, std::string vers
   // Byte-range locks hold against reads and writes only where the daemon sees each of them.
   config.mandatory = o.enforce == Enforce::kMandatory;
   config.data_mode = data_mode(o);
-  config.timeouts = {
-      .entry = o.entry_timeout, .attr = o.attr_timeout, .negative = o.negative_timeout};
+  config.timeouts = timeouts(o);
   config.control_name = o.control;
   config.admin_gid = o.admin_gid;
   config.node_name = o.node_name;

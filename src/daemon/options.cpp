@@ -25,7 +25,7 @@ std::optional<T> parse_number(std::string_view text) {
 }
 
 // Seconds: what libfuse and the kernel hold as sec + nsec. No "inf", no "nan", no minus.
-Refusal set_seconds(double& out, const std::string& text) {
+Refusal set_seconds(std::optional<double>& out, const std::string& text) {
   constexpr double kMostSeconds = 1e9;
   const auto value = parse_number<double>(text);
   if (!value || !std::isfinite(*value) || std::signbit(*value) || *value > kMostSeconds) {
@@ -136,6 +136,17 @@ Refusal set_io(Options& o, const std::string& text) {
   return {};
 }
 
+Refusal set_cache(Options& o, const std::string& text) {
+  if (text == "strict") {
+    o.cache = Cache::kStrict;
+  } else if (text == "relaxed") {
+    o.cache = Cache::kRelaxed;
+  } else {
+    return "must be strict or relaxed";
+  }
+  return {};
+}
+
 Refusal set_max_locks(Options& o, const std::string& text) {
   const auto value = parse_number<std::uint64_t>(text);
   if (!value) return "must be a number; 0 is no limit";
@@ -155,10 +166,11 @@ struct ValueOption {
   std::string_view name;
   Refusal (*set)(Options&, const std::string&, const Environment&);
 };
-constexpr std::array<ValueOption, 18> kValueOptions{{
+constexpr std::array<ValueOption, 19> kValueOptions{{
     {"enforce",
      [](Options& o, const std::string& v, const Environment&) { return set_enforce(o, v); }},
     {"io", [](Options& o, const std::string& v, const Environment&) { return set_io(o, v); }},
+    {"cache", [](Options& o, const std::string& v, const Environment&) { return set_cache(o, v); }},
     {"admin_group", set_admin_group},
     {"control",
      [](Options& o, const std::string& v, const Environment&) {
@@ -384,6 +396,8 @@ MOUNTPOINT' ends it.
 latchfs options:
   enforce=advisory|mandatory  byte-range locks against reads and writes (advisory)
   io=auto|direct|cached       how files are read (auto): see the README
+  cache=relaxed|strict        what changes on SOURCE, not through a mount, is seen
+                              within a second, or at once, which is slow (relaxed)
   admin_group=GROUP           name or number: members may do what root may
   control=NAME                name of the control directory (.locks)
   table=NAME                  shared lock table (machine)

@@ -21,6 +21,9 @@ enum class Enforce : std::uint8_t { kAdvisory, kMandatory };
 // How files are read: fuse/mount.h, DataMode.
 enum class Io : std::uint8_t { kAuto, kDirect, kCached };
 
+// How soon what is changed on SOURCE, not through a mount, is seen: at once, or within a second.
+enum class Cache : std::uint8_t { kStrict, kRelaxed };
+
 struct Options {
   std::string source;
   std::string mountpoint;
@@ -39,11 +42,12 @@ struct Options {
   std::string log;        // "": syslog when daemonised, stderr with -f
   log::Level log_level{log::Level::kInfo};
 
-  // Seconds the kernel may believe names and attributes without asking. 0: what was written under a
-  // lock through one mount is read under the lock through another, at once.
-  double attr_timeout{0.0};
-  double entry_timeout{0.0};
-  double negative_timeout{0.0};
+  Cache cache{Cache::kRelaxed};
+  // Seconds the kernel may believe names and attributes without asking, while no other mount shares
+  // the table: as `cache` says where not given.
+  std::optional<double> attr_timeout;
+  std::optional<double> entry_timeout;
+  std::optional<double> negative_timeout;
   bool allow_other{};
   bool allow_root{};
   bool default_permissions{};

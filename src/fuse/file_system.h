@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string_view>
 
@@ -20,7 +21,7 @@
 namespace latchfs::fuse {
 
 struct FileSystem : transport::Channel {
-  FileSystem(MountConfig c, std::unique_ptr<posix::InodeTable> table, LockService& service,
+  FileSystem(MountConfig c, std::unique_ptr<posix::InodeTable> table, LockService& lock_service,
              ParkingLot& lot);
 
   // The control tree's directory, or a real entry of that name, which it hides.
@@ -33,10 +34,21 @@ struct FileSystem : transport::Channel {
   // Whether reads are served from pages that the kernel keeps of this mount's files.
   [[nodiscard]] bool page_cached();
   [[nodiscard]] control::Serving serving();
+  // How long the kernel may believe what it is told of a file that looks so, or of a name that is
+  // not there: not at all where other mounts may change it. Set-ID bits go when somebody writes,
+  // of which the kernel takes no notice (fs/fuse/file.c fuse_direct_write_iter()), so where there
+  // are some it always asks. Any thread; as short a time before the answer as may be.
+  [[nodiscard]] Timeouts believed(const struct stat& attr) const noexcept;
+  [[nodiscard]] Timeouts believed_absence() const noexcept;
+
   // What the kernel is to do with a file that is being opened.
   [[nodiscard]] transport::wire::OpenWay way_of(const OpenFile& file);
 
+  // Makes the kernel forget the attributes it has of a node. Set once, before the first request.
+  std::function<void(std::uint64_t node)> forget_attributes;
+
   const MountConfig config;
+  LockService& service;
   const std::unique_ptr<posix::InodeTable> inodes;
   BackingFiles backing{*this};
   HandleTable<OpenFile> files;

@@ -245,10 +245,12 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
                     (t_complaint.empty() ? "" : ": " + t_complaint),
                 errno_code(EINVAL));
   }
-  impl->fs.locks.refresh_by([session = impl->session, &fs = impl->fs](std::uint64_t node) {
-    if (!fs.page_cached()) return;
+  impl->fs.forget_attributes = [session = impl->session](std::uint64_t node) {
     // Attributes only (offset -1); of the pages see op_attr.cpp. ENOENT: nothing cached.
     ::fuse_lowlevel_notify_inval_inode(session, node, -1, 0);
+  };
+  impl->fs.locks.refresh_by([&fs = impl->fs](std::uint64_t node) {
+    if (fs.page_cached()) fs.forget_attributes(node);
   });
   errno = 0;
   if (::fuse_session_mount(impl->session, mountpoint.c_str()) != 0) {

@@ -49,7 +49,7 @@ Result<void> reply_attr(FileSystem& fs, Reply& reply, int fd, std::uint32_t hand
   if (!st) return st.error();
   fs.inodes->show(*st);
   mark_handover(*st, handovers);
-  reply.attr(*st, fs.config.timeouts.attr);
+  reply.attr(*st, fs.believed(*st).attr);
   return {};
 }
 

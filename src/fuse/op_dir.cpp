@@ -82,7 +82,7 @@ class Listing {
     if (!is_dot(item.name)) {
       if (const auto found = fs_.inodes->lookup(dir_.node, item.name)) {
         referenced_.push_back(found->node);
-        return entry_param(*found, fs_.config.timeouts);
+        return entry_param(*found, fs_.believed(found->attr));
       }
     }
     fuse_entry_param param;

@@ -63,6 +63,8 @@ void op_ioctl(fuse_req_t req, fuse_ino_t node, unsigned command, void* argument,
       return ::ioctl(fd, command, buffer.data());
     });
     if (!result) return result.error();
+    // It changes ctime, of which the kernel takes no notice.
+    if (shape.in != 0 && fs.config.timeouts.attr > 0) fs.forget_attributes(node);
     reply.ioctl(static_cast<int>(*result), buffer.data(), shape.out);
     return {};
   });

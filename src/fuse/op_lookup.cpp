@@ -24,10 +24,10 @@ void op_lookup(fuse_req_t req, fuse_ino_t parent, const char* name) noexcept {
     const auto found = fs.inodes->lookup(parent, name);
     if (!found) {
       if (found.error() != errno_code(ENOENT)) return found.error();
-      reply.no_entry(fs.config.timeouts);
+      reply.no_entry(fs.believed_absence());
       return {};
     }
-    if (!reply.entry(*found, fs.config.timeouts)) fs.inodes->forget(found->node, 1);
+    if (!reply.entry(*found, fs.believed(found->attr))) fs.inodes->forget(found->node, 1);
     return {};
   });
 }

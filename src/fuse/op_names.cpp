@@ -27,7 +27,7 @@ void answer_new(fuse_req_t req, fuse_ino_t parent, const char* name, Make&& make
     if (Result<void> made = make((*dir)->fd.get(), caller_of(req)); !made) return made;
     const auto found = fs.inodes->lookup(parent, name);
     if (!found) return found.error();
-    if (!reply.entry(*found, fs.config.timeouts)) fs.inodes->forget(found->node, 1);
+    if (!reply.entry(*found, fs.believed(found->attr))) fs.inodes->forget(found->node, 1);
     return {};
   });
 }

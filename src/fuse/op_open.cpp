@@ -59,7 +59,7 @@ Result<void> finish_create(FileSystem& fs, Reply& reply, UniqueFd fd, std::uint6
     fs.inodes->forget(found->node, 1);
     return file.error();
   }
-  if (!reply.create(*found, fs.config.timeouts, (*file)->fh, fs.way_of(**file))) {
+  if (!reply.create(*found, fs.believed(found->attr), (*file)->fh, fs.way_of(**file))) {
     drop(fs, (*file)->fh);
     fs.inodes->forget(found->node, 1);
   }

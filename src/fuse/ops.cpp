@@ -44,7 +44,8 @@ void op_init(void* data, fuse_conn_info* conn) noexcept {
   want(FUSE_CAP_ATOMIC_O_TRUNC, false);
   // A refused write must fail where it is made.
   want(FUSE_CAP_WRITEBACK_CACHE, false);
-  want(FUSE_CAP_CACHE_SYMLINKS, false);
+  // An inode's target never changes; reading it from the cache leaves atime alone.
+  want(FUSE_CAP_CACHE_SYMLINKS, fs.config.timeouts.attr > 0);
   want(FUSE_CAP_SPLICE_READ, false);
   conn->max_write = kMaxWrite;
   // libfuse breaks the session off if INIT says another value than the mount option.
@@ -123,9 +124,10 @@ transport::Wanted wanted(const MountConfig& config) {
 }  // namespace
 
 FileSystem::FileSystem(MountConfig c, std::unique_ptr<posix::InodeTable> table,
-                       LockService& service, ParkingLot& lot)
+                       LockService& lock_service, ParkingLot& lot)
     : Channel{wanted(c)},
       config{std::move(c)},
+      service{lock_service},
       inodes{std::move(table)},
       view{*inodes, service, config.control_name, config.admin_gid},
       tree{service, view,
@@ -150,6 +152,16 @@ control::Serving FileSystem::serving() {
   serving.transport = "dev";
   serving.io = passes_through() ? "passthrough" : page_cached() ? "cached" : "direct";
   return serving;
+}
+
+Timeouts FileSystem::believed(const struct stat& attr) const noexcept {
+  Timeouts timeouts = believed_absence();
+  if (S_ISREG(attr.st_mode) && (attr.st_mode & (S_ISUID | S_ISGID)) != 0) timeouts.attr = 0;
+  return timeouts;
+}
+
+Timeouts FileSystem::believed_absence() const noexcept {
+  return service.shared() ? Timeouts{} : config.timeouts;
 }
 
 transport::wire::OpenWay FileSystem::way_of(const OpenFile& file) {

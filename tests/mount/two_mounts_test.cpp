@@ -135,6 +135,84 @@ TEST(TwoMounts, NoUpdateIsLostWhereTimesAreCoarse) {
   }
 }
 
+// With cache=relaxed a mount that is alone lets its kernel believe what it knows for a second. Who
+// mounts next is not ready before that is over, and then neither believes anything.
+TEST(TwoMounts, WhatIsDoneThroughOneIsSeenThroughTheOtherAtOnce) {
+  MountFixture::Options options;
+  options.options = {"cache=relaxed"};
+  MountFixture a{options};
+  const std::string other = "/other", file = "/file", gone = "/gone", later = "/later";
+  for (const std::string& name : {other, file, gone}) std::ofstream{a.source() + name} << "x";
+  // Keeps what the kernel knows fresh until the other mount is there.
+  const pid_t looker = ::fork();
+  if (looker == 0) {
+    struct stat st {};
+    for (;;) {
+      for (const std::string& name : {other, file, gone, later}) {
+        ::stat((a.mount() + name).c_str(), &st);
+      }
+    }
+  }
+  for (int round = 0; round < 3; ++round) {
+    MountFixture b{a.another()};
+    struct stat st {};
+    const mode_t mode = 0600 + static_cast<mode_t>(round);
+    ASSERT_EQ(::chmod((b.mount() + file).c_str(), mode), 0);
+    EXPECT_EQ(::stat((a.mount() + file).c_str(), &st), 0);
+    EXPECT_EQ(st.st_mode & 07777, mode);
+    ASSERT_EQ(::truncate((b.mount() + file).c_str(), 100 + round), 0);
+    EXPECT_EQ(::stat((a.mount() + file).c_str(), &st), 0);
+    EXPECT_EQ(st.st_size, 100 + round);
+    ASSERT_EQ(::unlink((b.mount() + gone).c_str()), 0);
+    EXPECT_EQ(::stat((a.mount() + gone).c_str(), &st), -1);
+    ASSERT_EQ(::rename((b.mount() + other).c_str(), (b.mount() + later).c_str()), 0);
+    EXPECT_EQ(::stat((a.mount() + later).c_str(), &st), 0);
+    EXPECT_EQ(::stat((a.mount() + other).c_str(), &st), -1);
+    ASSERT_EQ(::rename((a.mount() + later).c_str(), (a.mount() + other).c_str()), 0);
+    std::ofstream{a.mount() + gone} << "x";
+    EXPECT_EQ(::stat((b.mount() + gone).c_str(), &st), 0);
+    EXPECT_EQ(::stat((b.mount() + other).c_str(), &st), 0);
+    EXPECT_EQ(::stat((b.mount() + later).c_str(), &st), -1);
+    EXPECT_TRUE(b.unmount());
+  }
+  ::kill(looker, SIGKILL);
+  ::waitpid(looker, nullptr, 0);
+}
+
+// Alone, the kernel does not ask the daemon again, and what was changed on SOURCE is seen later.
+TEST(TwoMounts, AloneTheKernelBelievesWhatItKnows) {
+  MountFixture::Options options;
+  options.options = {"cache=relaxed"};
+  MountFixture a{options};
+  const std::string file = "/file";
+  std::ofstream{a.source() + file} << "x";
+  struct stat st {};
+  // Until it is seen, with no limit but the test's own.
+  for (const mode_t mode : {0600U, 0644U}) {
+    ASSERT_EQ(::stat((a.mount() + file).c_str(), &st), 0);
+    ASSERT_EQ(::chmod((a.source() + file).c_str(), mode), 0);
+    while (::stat((a.mount() + file).c_str(), &st) == 0 && (st.st_mode & 07777) != mode) {
+      ::usleep(10'000);
+    }
+    EXPECT_EQ(st.st_mode & 07777, mode);
+  }
+  // Set-ID bits go when somebody else writes, of which the kernel would not hear.
+  ASSERT_EQ(::chmod((a.mount() + file).c_str(), 06777), 0);
+  ASSERT_EQ(::stat((a.mount() + file).c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 07777, 06777U);
+  const pid_t writer = ::fork();
+  if (writer == 0) {
+    if (::setgid(65534) != 0 || ::setuid(65534) != 0) ::_exit(1);
+    const int fd = ::open((a.mount() + file).c_str(), O_WRONLY | O_CLOEXEC);
+    ::_exit(fd >= 0 && ::write(fd, "y", 1) == 1 ? 0 : 2);
+  }
+  int status = 0;
+  ::waitpid(writer, &status, 0);
+  EXPECT_EQ(status, 0);
+  ASSERT_EQ(::stat((a.mount() + file).c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 07777, 0777U);
+}
+
 TEST(TwoMounts, WhatWasWrittenUnderALockIsReadUnderIt) {
   MountFixture a;
   MountFixture b{a.another()};

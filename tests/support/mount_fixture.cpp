@@ -133,11 +133,12 @@ MountFixture::Options MountFixture::another() const {
 void MountFixture::start() {
   std::vector<std::string> words{binary(), options_.source, mountpoint_, "-o",
                                  "table=" + options_.table};
-  // The suite once more, with files read in another way. Before the test's own: the last one
-  // counts.
-  if (const char* io = std::getenv("LATCHFS_IO"); io != nullptr) {
+  // Tests look at, and change, both sides of a mount.
+  words.insert(words.end(), {"-o", "cache=strict"});
+  // The suite once more, in another way. Before the test's own: of two the last one counts.
+  if (const char* more = std::getenv("LATCHFS_OPTIONS"); more != nullptr) {
     words.emplace_back("-o");
-    words.push_back(std::string{"io="} + io);
+    words.emplace_back(more);
   }
   for (const std::string& option : options_.options) {
     words.emplace_back("-o");

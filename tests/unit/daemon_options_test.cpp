@@ -43,6 +43,7 @@ TEST(Options, DefaultsAreTheContracts) {
   EXPECT_FALSE(o.foreground);
   EXPECT_EQ(o.enforce, Enforce::kAdvisory);
   EXPECT_EQ(o.io, Io::kAuto);
+  EXPECT_EQ(o.cache, Cache::kRelaxed);
   EXPECT_EQ(o.admin_gid, std::nullopt);
   EXPECT_EQ(o.control, ".locks");
   EXPECT_EQ(o.table, "machine");
@@ -95,8 +96,8 @@ TEST(Options, TakesTheUsualFuseOptions) {
   EXPECT_TRUE(o.auto_unmount);
   EXPECT_EQ(o.fsname, "a,b");
   EXPECT_EQ(o.subtype, "st");
-  EXPECT_DOUBLE_EQ(o.attr_timeout, 0.5);
-  EXPECT_DOUBLE_EQ(o.entry_timeout, 2.0);
+  EXPECT_EQ(o.attr_timeout, 0.5);
+  EXPECT_EQ(o.entry_timeout, 2.0);
   EXPECT_EQ(o.mount_options, (Args{"sync", "dirsync", "noexec"}));
   EXPECT_EQ(o.max_read, 65536u);
   EXPECT_TRUE(accept_o("allow_root").allow_root);
@@ -148,6 +149,7 @@ TEST(Options, SaysWhatIsWrongInOneLine) {
   EXPECT_EQ(refusal_o("remount,ro").rfind("option 'remount' is not supported: ", 0), 0u);
   EXPECT_EQ(refusal_o("table_max"), "option 'table_max' needs a value");
   EXPECT_EQ(refusal_o("enforce=maybe"), "option 'enforce=maybe' must be advisory or mandatory");
+  EXPECT_EQ(refusal_o("cache=no"), "option 'cache=no' must be strict or relaxed");
   EXPECT_EQ(refusal_o("io=fast"), "option 'io=fast' must be auto, direct or cached");
   EXPECT_EQ(refusal_o("io=cached,enforce=mandatory"),
             "io=cached and enforce=mandatory exclude each other");
@@ -230,9 +232,9 @@ TEST(PrintSize, IsExactAndComesBack) {
 
 TEST(Options, UsageNamesEveryOptionOfTheContract) {
   const std::string text = usage_text();
-  for (const char* name : {"enforce=", "io=", "admin_group=", "control=", "table=", "table_max=",
-                           "max_locks_per_user=", "node_name=", "node_address=", "snapshots=",
-                           "log=", "log_level=", "allow_other", "-f"}) {
+  for (const char* name : {"enforce=", "io=", "cache=", "admin_group=", "control=", "table=",
+                           "table_max=", "max_locks_per_user=", "node_name=", "node_address=",
+                           "snapshots=", "log=", "log_level=", "allow_other", "-f"}) {
     EXPECT_NE(text.find(name), std::string::npos) << name;
   }
 }

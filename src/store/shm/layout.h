@@ -18,7 +18,7 @@
 namespace latchfs::shm {
 
 inline constexpr std::uint64_t kMagic = 0x6c61746368667331ULL;  // "latchfs1"
-inline constexpr std::uint32_t kTableFormat = 1;
+inline constexpr std::uint32_t kTableFormat = 2;
 inline constexpr std::uint32_t kShardCount = 64;
 inline constexpr std::uint32_t kMaxMounts = 256;
 inline constexpr std::uint32_t kMaxUsers = 4096;
@@ -33,7 +33,8 @@ struct MountSlot {
   std::atomic<std::uint64_t> id;        // 0: free. Stored last when registering
   std::atomic<std::uint32_t> doorbell;  // futex: rung when something waits for this mount's daemon
   std::uint32_t pid;
-  std::int64_t started_at;  // CLOCK_REALTIME ns
+  std::atomic<std::uint32_t> believes_ms;  // how long its kernel believes what it was told, alone
+  std::int64_t started_at;                 // CLOCK_REALTIME ns
   std::array<char, 256> source, mountpoint;
 };
 

@@ -118,15 +118,18 @@ Result<void> ShmStore::join(const Options& options) {
     if (const auto r = registry_.claim(i); !r) continue;
     slot.pid = static_cast<std::uint32_t>(::getpid());
     slot.started_at = realtime_ns();
+    slot.believes_ms.store(options.believes_ms);
     copy_text(slot.source, options.source);
     copy_text(slot.mountpoint, options.mountpoint);
     const std::uint64_t id = h.next_mount_id.fetch_add(1);
     backend_.registered(i, id);
     h.mount_count.fetch_add(1);
     slot.id.store(id, std::memory_order_release);
-    // The others watch this one from now on.
+    // The others watch this one from now on, and let their kernels believe nothing more.
     for (MountSlot& other : h.mounts) {
-      if (&other != &slot && other.id.load() != 0) backend_.ring(other);
+      if (&other == &slot || other.id.load() == 0) continue;
+      others_believe_ms_ = std::max(others_believe_ms_, other.believes_ms.load());
+      backend_.ring(other);
     }
     return {};
   }

@@ -23,7 +23,9 @@ class ShmStore final : public TableService<shm::ShmBackend> {
     std::string table;                            // [A-Za-z0-9._-]{1,64}
     std::uint64_t table_max{1ULL << 30};          // bytes; what the first mount says holds
     std::uint64_t max_locks_per_user{1'000'000};  // 0: no limit; uid 0 has none
-    std::string source, mountpoint;               // for `status`; cut at 255 bytes
+    // How long this mount's kernel may believe what it was told, ms, while it is alone.
+    std::uint32_t believes_ms{};
+    std::string source, mountpoint;  // for `status`; cut at 255 bytes
   };
 
   // Joins the table, or makes it. Reaps what dead mounts left in it. EINVAL (name, size), EPERM
@@ -39,6 +41,10 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   ~ShmStore() override;
   ShmStore(const ShmStore&) = delete;
   ShmStore& operator=(const ShmStore&) = delete;
+
+  // How long the kernels of the mounts that were here before may still believe what they were told
+  // when they were alone, ms since this one joined. Until then nothing may be changed through it.
+  [[nodiscard]] std::uint32_t others_believe_ms() const noexcept { return others_believe_ms_; }
 
   Result<TableStats> stats() override { return backend_.stats(); }
   [[nodiscard]] bool shared() const noexcept override {
@@ -65,6 +71,7 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   shm::Registry registry_;
   // The watcher's, and the destructor's after it: keep_the_name().
   std::optional<shm::Registry> stand_in_;
+  std::uint32_t others_believe_ms_{};
   bool name_lost_{};  // and said so
   const std::string table_;
   std::string region_name_;
