@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Rows of work on the native file system and through latchfs, bindfs and mergerfs.
+"""Rows of work on the native file system, through latchfs (cache=relaxed, the default, and "strict":
+cache=strict), bindfs, mergerfs and, when its path is given, libfuse's example passthrough_hp.
 
 Every round runs every row on every target, in an order that rotates, so that drift of the machine
 meets all alike. A ratio is the target's speed as a share of native speed in the same round (1.00 =
 native, .10 = ten times slower); the table shows the median over the rounds and its spread.
-bindfs and mergerfs leave locks to the kernel; theirs know nothing of other mounts or machines.
+The peers leave locks to the kernel; theirs know nothing of other mounts or machines. passthrough_hp
+runs so that it sees each write when it is made: without writeback and passthrough.
 
 Nothing here passes or fails by time.
 """
@@ -23,9 +25,15 @@ import sys
 import tempfile
 import time
 
+from bench_plot import svg
+
 TOP = pathlib.Path(__file__).resolve().parent.parent.parent
 LOCKS_LISTED = 100_000
-FIND_DIRS, FIND_FILES = 200, 100  # 20,000 files
+FIND_DIRS, FIND_FILES = 500, 100  # 50,000 files
+SOURCES = 40  # C files of the compile row
+
+
+NAMES = ("latchfs", "strict", "bindfs", "mergerfs", "passthrough_hp")
 
 
 class Target:
@@ -44,7 +52,8 @@ class Target:
         if not self.mount:
             yield
             return
-        run([*self.mount, str(self.source), str(self.path)])
+        command = [str(self.source), str(self.path)]
+        run([*self.mount, *command])
         try:
             yield
         finally:
@@ -70,11 +79,11 @@ class Rows:
     def lock(self, what, count):
         return lambda target: float(run([self.lockbench, what, str(target.path), str(count)]))
 
-    def io(self, what, count):
-        return lambda target: float(run([self.iobench, what, str(target.path), str(count)]))
+    def io(self, what, *numbers):
+        return lambda target: float(run([self.iobench, what, str(target.path), *map(str, numbers)]))
 
     def list_grants(self, target):
-        if target.name not in ("native", "latchfs"):
+        if target.name not in ("native", "latchfs", "strict"):
             return None  # their locks are the kernel's: /proc/locks, as native
         place = "/proc/locks" if target.name == "native" else target.path / ".locks/list"
         holder = subprocess.Popen([self.lockbench, "hold", str(target.path), str(LOCKS_LISTED)],
@@ -88,16 +97,37 @@ class Rows:
             holder.wait()
 
     @staticmethod
-    def find(target):
+    def find(target, cold=False):
         # -size makes it stat every file.
         command = ["find", str(target.path / "tree"), "-type", "f", "-size", "+0"]
-        run(command)
+        if cold:
+            drop_caches()
+        else:
+            run(command)
         began = time.monotonic()
         found = run(command).count("\n")
         took = time.monotonic() - began
         if found != FIND_DIRS * FIND_FILES:
             sys.exit(f"bench: find saw {found} files on {target.name}")
         return took * 1000
+
+    @staticmethod
+    def tar(target):
+        place = target.path / "untar"
+        place.mkdir()
+        took = timed(["tar", "-xf", str(target.source / "tree.tar"), "-C", str(place)])
+        shutil.rmtree(place)
+        return took
+
+    @staticmethod
+    def git(target):
+        command = ["git", "-c", "safe.directory=*", "-C", str(target.path / "repository"), "status", "--short"]
+        run(command)
+        return timed(command)
+
+    @staticmethod
+    def compile(target):
+        return timed(["make", "-s", "-B", "-j2", "-C", str(target.path / "program")])
 
     def all(self):
         """name, unit, more is better, how to measure"""
@@ -106,11 +136,24 @@ class Rows:
             ("pair beside 10,000 ranges", "ns", False, self.lock("crowd", 1_000)),
             ("contended handoff", "ns", False, self.lock("handoff", 3_000)),
             ("list of 100,000 grants", "ms", False, self.list_grants),
-            ("4 KiB write, random", "ns", False, self.io("write4k", 20_000)),
-            ("1 MiB sequential write", "MiB/s", True, self.io("seqwrite", 256)),
-            ("1 MiB sequential read, warm", "MiB/s", True, self.io("seqread", 256)),
-            ("file create + unlink", "ns", False, self.io("create", 3_000)),
-            ("find over 20,000 files, warm", "ms", False, self.find),
+            ("sequential read 1 MiB, hot", "MiB/s", True, self.io("seqread", 256)),
+            ("sequential read 1 MiB, cold", "MiB/s", True, self.io("coldread", 128)),
+            ("random read 4 KiB, hot", "ns", False, self.io("randread", 50_000)),
+            ("random write 4 KiB, 1 job", "ns", False, self.io("write", 10_000, 4096, 1)),
+            ("random write 4 KiB, 4 jobs", "ns", False, self.io("write", 20_000, 4096, 4)),
+            ("random write 128 KiB, 1 job", "ns", False, self.io("write", 2_000, 131072, 1)),
+            ("random write 128 KiB, 4 jobs", "ns", False, self.io("write", 2_000, 131072, 4)),
+            ("random write 1 MiB, 1 job", "ns", False, self.io("write", 256, 1 << 20, 1)),
+            ("random write 1 MiB, 4 jobs", "ns", False, self.io("write", 256, 1 << 20, 4)),
+            ("sequential write 1 MiB, new file", "MiB/s", True, self.io("seqwrite", 256)),
+            ("open + read + close", "ns", False, self.io("open", 5_000)),
+            ("create + unlink", "ns", False, self.io("create", 2_000)),
+            ("stat", "ns", False, self.io("stat", 20_000)),
+            ("find over 50,000 files, cold", "ms", False, lambda target: self.find(target, cold=True)),
+            ("find over 50,000 files, warm", "ms", False, self.find),
+            ("tar x of 2,000 files", "ms", False, self.tar),
+            ("git status of 2,000 files, warm", "ms", False, self.git),
+            ("compile 40 C files, make -j2", "ms", False, self.compile),
         ]
 
 
@@ -120,6 +163,32 @@ def make_tree(target):
         directory.mkdir(parents=True)
         for f in range(FIND_FILES):
             (directory / f"f{f:03}").write_text("x")
+    run(["tar", "-cf", str(target.source / "tree.tar"), "-C", str(target.source / "tree"),
+         *(f"d{d:03}" for d in range(20))])
+    repository = target.source / "repository"
+    repository.mkdir()
+    run(["tar", "-xf", str(target.source / "tree.tar"), "-C", str(repository)])
+    git_there = ["git", "-C", str(repository), "-c", "user.name=bench", "-c", "user.email=bench@localhost"]
+    run([*git_there, "init", "-q"])
+    run([*git_there, "add", "."])
+    run([*git_there, "commit", "-qm", "bench"])
+    program = target.source / "program"
+    program.mkdir()
+    objects = " ".join(f"f{n}.o" for n in range(SOURCES))
+    (program / "Makefile").write_text(f"all: {objects}\n\tcc -shared -o all.so {objects}\n")
+    for n in range(SOURCES):
+        (program / f"f{n}.c").write_text(f"#include <stdio.h>\nint f{n}(void) {{ return printf(\"{n}\"); }}\n")
+
+
+def drop_caches():
+    run(["sync"])
+    pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def timed(command):
+    began = time.monotonic()
+    run(command)
+    return (time.monotonic() - began) * 1000
 
 
 def version_of(command):
@@ -197,16 +266,21 @@ def results(rows, values):
     return out
 
 
+def shown(report):
+    return [n for n in NAMES if any(n in row["targets"] for row in report["rows"])]
+
+
 def markdown(report):
     machine = report["machine"]
-    names = [n for n in ("latchfs", "bindfs", "mergerfs") if n in report["rows"][0]["targets"]]
+    names = shown(report)
     lines = [
         f"# Benchmark of {report['date'][:10]}, commit {report['commit'][:12]}", "",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, kernel "
         f"{machine['kernel']}, {machine['backing']}; medians of {report['rounds']} interleaved "
         "rounds.", "",
         "Speed as a share of native in the same round, median (least to most): 1.00 is native, "
-        ".10 ten times slower. For bindfs and mergerfs the kernel keeps the locks.", "",
+        ".10 ten times slower. \"strict\" is latchfs with cache=strict. For the peers the kernel keeps the "
+        "locks.", "",
         "| work | native | " + " | ".join(names) + " |",
         "| --- | ---: |" + " ---: |" * len(names),
     ]
@@ -223,15 +297,25 @@ def markdown(report):
     return "\n".join(lines) + "\n"
 
 
+def passthrough_hp(path):
+    """Its command, so that it sees each write: no writeback, and no passthrough, which newer ones have."""
+    if not path:
+        return None
+    done = subprocess.run([path, "--help"], capture_output=True, text=True, check=False)
+    more = ["--nopassthrough"] if "nopassthrough" in done.stdout + done.stderr else []
+    return [path, "--nocache", *more]
+
+
 def parse_args():
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="rows whose name contains one of these, comma-separated")
-    parser.add_argument("--targets", default="native,latchfs,bindfs,mergerfs")
+    parser.add_argument("--targets", default="native,latchfs,strict,bindfs,mergerfs")
+    parser.add_argument("--passthrough-hp", metavar="PATH", help="libfuse's example, as one more target")
     parser.add_argument("--dir", default=tempfile.gettempdir(), help="where the backing directories go")
-    parser.add_argument("--save", action="store_true", help="write docs/bench/DATE-COMMIT.{json,md}")
+    parser.add_argument("--save", action="store_true", help="write docs/bench/DATE-COMMIT.{json,md,svg}")
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
@@ -246,15 +330,21 @@ def main():
     base = pathlib.Path(tempfile.mkdtemp(prefix="latchfs-bench.", dir=args.dir))
     mounts = {
         "native": None,
+        # A table each: mounts that share one let the kernel believe nothing.
         "latchfs": [str(args.build / "src/daemon/latchfs"), "-o", f"table=bench-{os.getpid()}"],
+        "strict": [str(args.build / "src/daemon/latchfs"), "-o",
+                   f"table=bench-{os.getpid()}-strict,cache=strict"],
+        "passthrough_hp": passthrough_hp(args.passthrough_hp),
         "bindfs": ["bindfs"],
         "mergerfs": ["mergerfs"],
     }
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, base, ignore_errors=True)
-        stack.callback(pathlib.Path(f"/run/latchfs/bench-{os.getpid()}.table").unlink, missing_ok=True)
+        for table in (f"bench-{os.getpid()}", f"bench-{os.getpid()}-strict"):
+            stack.callback(pathlib.Path(f"/run/latchfs/{table}.table").unlink, missing_ok=True)
         targets = []
-        for name in args.targets.split(","):
+        wanted = args.targets.split(",") + (["passthrough_hp"] if args.passthrough_hp else [])
+        for name in wanted:
             target = Target(name, base, mounts[name])
             make_tree(target)
             stack.enter_context(target.mounted())
@@ -268,7 +358,8 @@ def main():
         stem = place / f"{report['date'][:10]}-{report['commit'][:12]}"
         stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
         stem.with_suffix(".md").write_text(markdown(report))
-        print(f"saved as {stem.relative_to(TOP)}.json and .md")
+        stem.with_suffix(".svg").write_text(svg(report, shown(report)))
+        print(f"saved as {stem.relative_to(TOP)}.json, .md and .svg")
 
 
 if __name__ == "__main__":

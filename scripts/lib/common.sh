@@ -14,7 +14,7 @@ readonly test_packages=("${build_packages[@]}" libgtest-dev libgmock-dev clang-1
 readonly demo_packages=("${build_packages[@]}" git make gcc libc6-dev sqlite3 rsync jq python3
   util-linux bsdextrautils)
 # shellcheck disable=SC2034
-readonly bench_packages=("${build_packages[@]}" libgtest-dev bindfs mergerfs python3)
+readonly bench_packages=("${build_packages[@]}" libgtest-dev bindfs mergerfs python3 git make gcc)
 
 say() { printf '%s\n' "$*"; }
 die() {

@@ -83,6 +83,15 @@ std::uint64_t flags_offered(const void* message, std::size_t size) {
   return flags;
 }
 
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+int clone_device(int of) {
+  UniqueFd fd{::open("/dev/fuse", O_RDWR | O_CLOEXEC)};
+  auto number = static_cast<std::uint32_t>(of);
+  if (!fd || ::ioctl(fd.get(), FUSE_DEV_IOC_CLONE, &number) != 0) return -1;
+  return fd.release();
+}
+#endif
+
 }  // namespace
 
 Result<void> Channel::attach(fuse_session* session, int fd) {
@@ -93,7 +102,14 @@ Result<void> Channel::attach(fuse_session* session, int fd) {
                          unsigned flags,
                          void*) { return ::splice(in, in_at, out, out_at, size, flags); };
   io.splice_send = io.splice_receive;
-  if (const int err = ::fuse_session_custom_io(session, &io, fd); err != 0) {
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+  // Else it would have only this one descriptor for all its threads.
+  io.clone_fd = clone_device;
+  const int err = ::fuse_session_custom_io_317(session, &io, sizeof io, fd);
+#else
+  const int err = ::fuse_session_custom_io(session, &io, fd);
+#endif
+  if (err != 0) {
     return errno_code(err < 0 ? -err : ENOMEM);
   }
   device_ = fd;

@@ -1,15 +1,24 @@
 // Times file I/O in one directory, native or mounted.
 //
-// usage: iobench write4k DIR COUNT   ns for one 4 KiB pwrite at random places of a 64 MiB file
+// usage: iobench write DIR COUNT SIZE JOBS   ns for one pwrite of SIZE bytes at random places of
+// one
+//                                            64 MiB file, by JOBS threads with a descriptor each
 //        iobench seqwrite DIR MIB    MiB/s of 1 MiB writes to a new file
 //        iobench seqread DIR MIB     MiB/s of 1 MiB reads of a file just read (warm)
+//        iobench coldread DIR MIB    MiB/s of 1 MiB reads after the page cache was dropped
+//        iobench randread DIR COUNT  ns for one 4 KiB pread at random places of a file just read
+//        iobench open DIR COUNT      ns for open + read + close of a small file
+//        iobench stat DIR COUNT      ns for one stat of one of 100 files
 //        iobench create DIR COUNT    ns for create + close + unlink of an empty file
 //        iobench list FILE 1         ms for reading FILE to its end, 128 KiB at a time
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <random>
+#include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "base/unique_fd.h"
@@ -43,21 +52,80 @@ std::uint64_t read_all(int fd, std::vector<char>& block) {
   }
 }
 
-void write4k(const std::string& dir, std::uint64_t count) {
+constexpr std::uint64_t kFileMiB = 64;
+
+std::string large_file(const std::string& dir) {
+  const std::string path = dir + "/iobench-large";
+  write_mib(open_file(path, O_WRONLY | O_CREAT | O_TRUNC).get(), kFileMiB);
+  return path;
+}
+
+off_t random_block(std::mt19937_64& random, std::size_t size) {
+  return static_cast<off_t>(random() % (kFileMiB * kMiB / size) * size);
+}
+
+void write_blocks(const std::string& dir, std::uint64_t count, std::size_t size, unsigned jobs) {
+  const std::string path = large_file(dir);
+  const auto work = [&](unsigned job) {
+    const UniqueFd fd = open_file(path, O_RDWR);
+    const std::vector<char> block(size, 'y');
+    std::mt19937_64 random{job + 1};
+    for (std::uint64_t i = 0; i < count / jobs; ++i) {
+      const off_t at = random_block(random, size);
+      must(::pwrite(fd.get(), block.data(), size, at) == static_cast<ssize_t>(size), "pwrite");
+    }
+  };
+  report(ns_each(count / jobs * jobs, [&] {
+    std::vector<std::thread> threads;
+    for (unsigned job = 1; job < jobs; ++job) threads.emplace_back(work, job);
+    work(0);
+    for (std::thread& thread : threads) thread.join();
+  }));
+  ::unlink(path.c_str());
+}
+
+void read_blocks(const std::string& dir, std::uint64_t count) {
   constexpr std::size_t kBlock = 4096;
-  constexpr std::uint64_t kFileMiB = 64;
-  const std::string path = dir + "/iobench-4k";
-  const UniqueFd fd = open_file(path, O_RDWR | O_CREAT | O_TRUNC);
-  write_mib(fd.get(), kFileMiB);
-  const std::vector<char> block(kBlock, 'y');
+  const std::string path = large_file(dir);
+  const UniqueFd fd = open_file(path, O_RDONLY);
+  std::vector<char> block(kMiB);
+  read_all(fd.get(), block);
   std::mt19937_64 random{1};
   report(ns_each(count, [&] {
     for (std::uint64_t i = 0; i < count; ++i) {
-      const auto at = static_cast<off_t>(random() % (kFileMiB * kMiB / kBlock) * kBlock);
-      must(::pwrite(fd.get(), block.data(), kBlock, at) == static_cast<ssize_t>(kBlock), "pwrite");
+      must(::pread(fd.get(), block.data(), kBlock, random_block(random, kBlock)) == kBlock,
+           "pread");
     }
   }));
   ::unlink(path.c_str());
+}
+
+void open_read_close(const std::string& dir, std::uint64_t count) {
+  const std::string path = dir + "/iobench-small";
+  must(::write(open_file(path, O_WRONLY | O_CREAT | O_TRUNC).get(), "small", 5) == 5, "write");
+  report(ns_each(count, [&] {
+    for (std::uint64_t i = 0; i < count; ++i) {
+      char bytes[8];
+      must(::read(open_file(path, O_RDONLY).get(), bytes, sizeof bytes) == 5, "read");
+    }
+  }));
+  ::unlink(path.c_str());
+}
+
+void stat_files(const std::string& dir, std::uint64_t count) {
+  constexpr std::size_t kFiles = 100;
+  std::vector<std::string> paths;
+  for (std::size_t i = 0; i < kFiles; ++i) {
+    paths.push_back(dir + "/iobench-stat" + std::to_string(i));
+    open_file(paths.back(), O_WRONLY | O_CREAT).reset();
+  }
+  report(ns_each(count, [&] {
+    for (std::uint64_t i = 0; i < count; ++i) {
+      struct stat st {};
+      must(::stat(paths[i % kFiles].c_str(), &st) == 0, "stat");
+    }
+  }));
+  for (const std::string& path : paths) ::unlink(path.c_str());
 }
 
 double mib_per_second(std::uint64_t mib, double ns_for_all) {
@@ -84,6 +152,21 @@ void seqread(const std::string& dir, std::uint64_t mib) {
   ::unlink(path.c_str());
 }
 
+void coldread(const std::string& dir, std::uint64_t mib) {
+  const std::string path = dir + "/iobench-cold";
+  {
+    const UniqueFd fd = open_file(path, O_WRONLY | O_CREAT | O_TRUNC);
+    write_mib(fd.get(), mib);
+    must(::fsync(fd.get()) == 0, "fsync");
+  }
+  must(::write(open_file("/proc/sys/vm/drop_caches", O_WRONLY).get(), "1", 1) == 1, "drop_caches");
+  std::vector<char> block(kMiB);
+  const UniqueFd fd = open_file(path, O_RDONLY);
+  report(mib_per_second(
+      mib, ns_each(1, [&] { must(read_all(fd.get(), block) == mib * kMiB, "short read"); })));
+  ::unlink(path.c_str());
+}
+
 void create(const std::string& dir, std::uint64_t count) {
   const std::string path = dir + "/iobench-new";
   report(ns_each(count, [&] {
@@ -105,19 +188,32 @@ void list(const std::string& path) {
 }
 
 int run(int argc, char** argv) {
-  const std::string_view what = argc == 4 ? argv[1] : "";
-  if (what == "write4k") {
-    write4k(argv[2], number(argv[3]));
+  const std::string_view what = argc >= 4 ? argv[1] : "";
+  const std::string place = argc >= 4 ? argv[2] : "";
+  const std::uint64_t count = argc >= 4 ? number(argv[3]) : 0;
+  if (what == "write" && argc == 6) {
+    write_blocks(place, count, number(argv[4]), static_cast<unsigned>(number(argv[5])));
   } else if (what == "seqwrite") {
-    seqwrite(argv[2], number(argv[3]));
+    seqwrite(place, count);
   } else if (what == "seqread") {
-    seqread(argv[2], number(argv[3]));
+    seqread(place, count);
+  } else if (what == "coldread") {
+    coldread(place, count);
+  } else if (what == "randread") {
+    read_blocks(place, count);
+  } else if (what == "open") {
+    open_read_close(place, count);
+  } else if (what == "stat") {
+    stat_files(place, count);
   } else if (what == "create") {
-    create(argv[2], number(argv[3]));
+    create(place, count);
   } else if (what == "list") {
-    list(argv[2]);
+    list(place);
   } else {
-    std::fputs("usage: iobench write4k|seqwrite|seqread|create|list PLACE COUNT\n", stderr);
+    std::fputs(
+        "usage: iobench seqwrite|seqread|coldread|randread|open|stat|create|list PLACE COUNT\n"
+        "       iobench write PLACE COUNT SIZE JOBS\n",
+        stderr);
     return 2;
   }
   return 0;
