@@ -288,8 +288,14 @@ int FuseMount::run() {
   }
   std::thread announcer;
   if (impl.fs.config.on_ready) {
-    announcer = std::thread{
-        [&impl] { impl.fs.config.on_ready(wait_until_it_answers(impl.fs.config.mountpoint)); }};
+    announcer = std::thread{[&impl] {
+      const auto answers = wait_until_it_answers(impl.fs.config.mountpoint);
+      if (answers) {
+        const control::Serving serving = impl.fs.serving();
+        log::info("transport {}, io {}", serving.transport, serving.io);
+      }
+      impl.fs.config.on_ready(answers);
+    }};
   }
 
   fuse_loop_config* loop = ::fuse_loop_cfg_create();

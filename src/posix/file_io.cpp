@@ -10,34 +10,49 @@
 namespace latchfs::posix {
 namespace {
 
+#ifndef RWF_NOAPPEND
+#define RWF_NOAPPEND 0x20  // Linux 6.9
+#endif
+
 // A file opened with O_APPEND appends whatever pwrite's offset is, and an append-only one must be
-// opened so. When fcntl(F_SETFL) has changed the flag on the mount's description since, the
-// backing one follows.
-Result<void> follow_append(int fd, int flags) {
-  const int now = ::fcntl(fd, F_GETFL);
-  if (now < 0) return last_errno();
-  if (((now ^ flags) & O_APPEND) == 0) return {};
-  return done(::fcntl(fd, F_SETFL, (now & ~O_APPEND) | (flags & O_APPEND)));
+// opened so. A request may want it otherwise: fcntl(F_SETFL) has changed the flag on the mount's
+// description since, or the kernel writes back what was stored into a mapping of it. So each write
+// says what it wants: changing the descriptor's flag would be seen by another's write under way.
+int append_flags(int now, int flags) {
+  if (((now ^ flags) & O_APPEND) == 0) return 0;
+  return (flags & O_APPEND) != 0 ? RWF_APPEND : RWF_NOAPPEND;
 }
 
-int write_flags(int flags) {
+int sync_flags(int flags) {
   if ((flags & O_SYNC) == O_SYNC) return RWF_SYNC;
   return (flags & O_DSYNC) != 0 ? RWF_DSYNC : 0;
+}
+
+Result<long> write_once(int fd, const struct iovec& all, off_t offset, int how,
+                        const Caller& caller) {
+  return as_caller(caller, groups_for(fd), [&]() -> long {
+    ssize_t n = 0;
+    do {
+      n = ::pwritev2(fd, &all, 1, offset, how);
+    } while (n < 0 && errno == EINTR);
+    return n;
+  });
 }
 
 }  // namespace
 
 Result<std::size_t> write_at(int fd, const char* data, std::size_t size, off_t offset, int flags,
                              const Caller& caller) {
-  if (auto r = follow_append(fd, flags); !r) return r.error();
+  const int now = ::fcntl(fd, F_GETFL);
+  if (now < 0) return last_errno();
   const struct iovec all { const_cast<char*>(data), size };
-  const auto written = as_caller(caller, groups_for(fd), [&]() -> long {
-    ssize_t n = 0;
-    do {
-      n = ::pwritev2(fd, &all, 1, offset, write_flags(flags));
-    } while (n < 0 && errno == EINTR);
-    return n;
-  });
+  const int append = append_flags(now, flags);
+  auto written = write_once(fd, all, offset, append | sync_flags(flags), caller);
+  if (append == RWF_NOAPPEND && written.error() == errno_code(EOPNOTSUPP)) {
+    // Before Linux 6.9 there is no other way.
+    if (auto r = done(::fcntl(fd, F_SETFL, now & ~O_APPEND)); !r) return r.error();
+    written = write_once(fd, all, offset, sync_flags(flags), caller);
+  }
   if (!written) return written.error();
   return static_cast<std::size_t>(*written);
 }

@@ -172,6 +172,60 @@ TEST_P(Io, AppendsOfManyWritersAreExact) {
   EXPECT_EQ(lines, kWriters * kRecords);
 }
 
+// What is stored into a mapping of a file opened to append is written back to its place, and what
+// is appended meanwhile to the end.
+TEST_P(Io, AppendsBesideAMappingAreExact) {
+  MountFixture a{options()};
+  MountFixture b{a.another()};
+  constexpr std::size_t kHead = 1 << 16, kRecords = 2000, kRecord = 16;
+  std::ofstream{a.source() + "/file"} << std::string(kHead, 'h');
+  const int fd = ::open((a.mount() + "/file").c_str(), O_RDWR | O_APPEND | O_CLOEXEC);
+  ASSERT_GE(fd, 0);
+  auto* map = static_cast<char*>(::mmap(nullptr, kHead, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+  ASSERT_NE(map, MAP_FAILED);
+  const auto record_of = [](int writer, std::size_t i) {
+    std::array<char, 32> text{};
+    std::snprintf(text.data(), text.size(), "%d appends %05zu\n", writer, i);
+    return std::string{text.data()};
+  };
+  std::vector<pid_t> appenders;
+  for (int writer = 0; writer < 2; ++writer) {
+    const pid_t pid = ::fork();
+    if (pid != 0) {
+      appenders.push_back(pid);
+      continue;
+    }
+    const int out =
+        writer == 0 ? fd : ::open((b.mount() + "/file").c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
+    for (std::size_t i = 0; i < kRecords; ++i) {
+      if (::write(out, record_of(writer, i).data(), kRecord) != kRecord) ::_exit(1);
+    }
+    ::_exit(0);
+  }
+  char byte = 'a';
+  for (const pid_t pid : appenders) {
+    int status = 0;
+    while (::waitpid(pid, &status, WNOHANG) == 0) {
+      byte = byte == 'z' ? 'a' : static_cast<char>(byte + 1);
+      std::memset(map, byte, kHead);
+      ASSERT_EQ(::msync(map, kHead, MS_SYNC), 0);
+    }
+    EXPECT_EQ(status, 0);
+  }
+  ::munmap(map, kHead);
+  ::close(fd);
+  std::ifstream in{a.source() + "/file"};
+  const std::string text{std::istreambuf_iterator<char>{in}, {}};
+  EXPECT_EQ(text.size(), kHead + 2 * kRecords * kRecord);
+  EXPECT_EQ(text.substr(0, kHead), std::string(kHead, byte));
+  std::array<std::size_t, 2> next{};
+  for (std::size_t at = kHead; at + kRecord <= text.size(); at += kRecord) {
+    const int writer = text[at] - '0';
+    ASSERT_TRUE(writer == 0 || writer == 1) << text.substr(at, kRecord);
+    ASSERT_EQ(text.substr(at, kRecord), record_of(writer, next.at(text[at] == '1' ? 1 : 0)++));
+  }
+}
+
 // Linux's own asynchronous I/O (io_submit(2)), as databases use it, with and without O_DIRECT.
 TEST_P(Io, AsynchronousIo) {
   MountFixture a{options()};
