@@ -11,7 +11,6 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
-#include <thread>
 #include <variant>
 #include <vector>
 
@@ -120,7 +119,10 @@ int serve(const Options& o, Places places, Launcher& launcher) {
     // And what a thread of theirs was about to say when we joined.
     constexpr std::uint32_t kOnItsWayMs = 500;
     log::info("another mount's kernel may believe what it knows for {} ms more: waiting", ms);
-    std::this_thread::sleep_for(std::chrono::milliseconds{ms + kOnItsWayMs});
+    if (!wait_unless_stopped(std::chrono::milliseconds{ms + kOnItsWayMs})) {
+      launcher.failed("interrupted");
+      return kExitFailure;
+    }
   }
 
   std::atomic<fuse::FuseMount*> running{nullptr};

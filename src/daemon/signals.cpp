@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <csignal>
 #include <utility>
 
@@ -34,6 +35,18 @@ void serve(int signals, int quit, const std::function<void(int)>& on_stop) {
 void block_stop_signals() noexcept {
   const sigset_t set = stop_set();
   ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
+}
+
+bool wait_unless_stopped(std::chrono::milliseconds time) noexcept {
+  const sigset_t set = stop_set();
+  const auto until = std::chrono::steady_clock::now() + time;
+  for (;;) {
+    const auto left = until - std::chrono::steady_clock::now();
+    if (left <= left.zero()) return true;
+    const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(left).count();
+    const timespec rest{ns / 1'000'000'000, ns % 1'000'000'000};
+    if (::sigtimedwait(&set, nullptr, &rest) > 0) return false;
+  }
 }
 
 Result<StopSignals> StopSignals::watch(std::function<void(int)> on_stop) {

@@ -1,6 +1,7 @@
 // SIGTERM, SIGINT and SIGHUP as a call on an ordinary thread, where locks and memory may be used.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <thread>
 
@@ -11,6 +12,9 @@ namespace latchfs::daemon {
 
 // Blocks the three in the calling thread and in all threads it starts from now on. Call first.
 void block_stop_signals() noexcept;
+
+// Waits, no longer than until one of the three comes: then false. Precondition: they are blocked.
+[[nodiscard]] bool wait_unless_stopped(std::chrono::milliseconds time) noexcept;
 
 class StopSignals {
  public:

@@ -9,16 +9,10 @@
 #include "posix/credentials.h"
 
 namespace latchfs::fuse {
-namespace {
-
-// The kernel opens the backing file again, with the daemon's rights: only where a descriptor once
-// open shows the same to whoever has it. (Not so: proc, which looks at who opened it; network file
-// systems, where the server does.)
-bool same_for_all(int fd) {
-  constexpr std::array<unsigned long, 9> kLocal{
+bool BackingFiles::suits(int fd) noexcept {
+  constexpr std::array<unsigned long, 6> kLocal{
       0xEF53 /* ext2, 3, 4 */, 0x58465342 /* xfs */,      0x9123683E /* btrfs */,
       0xF2F52010 /* f2fs */,   0xCA451A4E /* bcachefs */, TMPFS_MAGIC,
-      0x858458F6 /* ramfs */,  OVERLAYFS_SUPER_MAGIC,     0x2FC12FC1 /* zfs */,
   };
   struct statfs sf {};
   if (::fstatfs(fd, &sf) != 0) return false;
@@ -26,10 +20,8 @@ bool same_for_all(int fd) {
   return std::find(kLocal.begin(), kLocal.end(), magic) != kLocal.end();
 }
 
-}  // namespace
-
 std::int32_t BackingFiles::number_for(int fd) noexcept {
-  if (!channel_.passthrough() || !same_for_all(fd)) return 0;
+  if (!channel_.passthrough() || !suits(fd)) return 0;
   const auto id = channel_.open_backing(fd);
   return id ? *id : 0;
 }

@@ -20,6 +20,12 @@ class BackingFiles {
  public:
   explicit BackingFiles(transport::Channel& channel) : channel_{channel} {}
 
+  // Whether files of the file system that fd is on may be passed through. The kernel opens the
+  // backing file again with the daemon's rights and the opener's flags: an open descriptor must
+  // show the same to whoever has it (not so: proc, which looks at who opened it; network file
+  // systems, where the server does), and O_DIRECT must work (not so: ramfs).
+  [[nodiscard]] static bool suits(int fd) noexcept;
+
   // One open file's part in it. Ending it calls become_daemon().
   class Use {
    public:

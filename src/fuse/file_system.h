@@ -21,8 +21,8 @@
 namespace latchfs::fuse {
 
 struct FileSystem : transport::Channel {
-  FileSystem(MountConfig c, std::unique_ptr<posix::InodeTable> table, LockService& lock_service,
-             ParkingLot& lot);
+  FileSystem(MountConfig c, transport::Wanted wanted, std::unique_ptr<posix::InodeTable> table,
+             LockService& lock_service, ParkingLot& lot);
 
   // The control tree's directory, or a real entry of that name, which it hides.
   [[nodiscard]] bool is_control_name(std::uint64_t parent, std::string_view name) const {

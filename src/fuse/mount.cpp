@@ -153,12 +153,22 @@ Result<dev_t> mounted_at(const std::string& mountpoint) {
   return posix::device_of(top.get());
 }
 
+// Before config.source is given away.
+transport::Wanted wanted_of_kernel(const MountConfig& config) {
+  transport::Wanted wanted;
+  // Asked for in vain it would cost: nothing more could be stacked on the mount.
+  wanted.passthrough = config.data_mode == DataMode::kAuto && !config.mandatory &&
+                       ::geteuid() == 0 && BackingFiles::suits(config.source.get());
+  wanted.direct_mmap = config.data_mode != DataMode::kCached && !config.mandatory;
+  return wanted;
+}
+
 }  // namespace
 
 struct FuseMount::Impl {
-  Impl(MountConfig config, std::unique_ptr<posix::InodeTable> inodes, LockService& locks,
-       ParkingLot& lot)
-      : fs{std::move(config), std::move(inodes), locks, lot} {}
+  Impl(MountConfig config, transport::Wanted wanted, std::unique_ptr<posix::InodeTable> inodes,
+       LockService& locks, ParkingLot& lot)
+      : fs{std::move(config), wanted, std::move(inodes), locks, lot} {}
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
   ~Impl() { end(); }
@@ -227,12 +237,13 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
   const std::vector<std::string> asked = complete_options(config);
   const OptionList options{for_libfuse(asked)};
   UniqueFd covered{::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
+  const transport::Wanted wanted = wanted_of_kernel(config);
   auto inodes = posix::InodeTable::create(std::move(config.source), table_options);
   if (!inodes) {
     return fail("cannot use " + config.source_path + ": " + inodes.error().message(),
                 inodes.error());
   }
-  auto impl = std::make_unique<Impl>(std::move(config), std::move(*inodes), locks, lot);
+  auto impl = std::make_unique<Impl>(std::move(config), wanted, std::move(*inodes), locks, lot);
   Args args;
   args.add("latchfs");
   args.add("-o");

@@ -1,9 +1,6 @@
 // The table of handlers, and INIT.
 #include "fuse/ops.h"
 
-#include <linux/magic.h>
-#include <sys/statfs.h>
-
 #include "fuse/file_system.h"
 #include "posix/credentials.h"
 
@@ -108,24 +105,10 @@ const fuse_lowlevel_ops& operations() {
   return ops;
 }
 
-namespace {
-
-transport::Wanted wanted(const MountConfig& config) {
-  transport::Wanted wanted;
-  wanted.passthrough = config.data_mode == DataMode::kAuto && !config.mandatory;
-  wanted.direct_mmap = config.data_mode != DataMode::kCached && !config.mandatory;
-  struct statfs sf {};
-  if (::fstatfs(config.source.get(), &sf) == 0 && sf.f_type == OVERLAYFS_SUPER_MAGIC) {
-    wanted.stack_depth = 2;
-  }
-  return wanted;
-}
-
-}  // namespace
-
-FileSystem::FileSystem(MountConfig c, std::unique_ptr<posix::InodeTable> table,
-                       LockService& lock_service, ParkingLot& lot)
-    : Channel{wanted(c)},
+FileSystem::FileSystem(MountConfig c, transport::Wanted wanted,
+                       std::unique_ptr<posix::InodeTable> table, LockService& lock_service,
+                       ParkingLot& lot)
+    : Channel{wanted},
       config{std::move(c)},
       service{lock_service},
       inodes{std::move(table)},

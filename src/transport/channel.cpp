@@ -166,7 +166,7 @@ ssize_t Channel::answer_init(int fd, const iovec* parts, int count) noexcept {
   };
   if (wanted_.direct_mmap) grant(wire::kDirectIoAllowMmap, kMmap);
   if (wanted_.passthrough) grant(wire::kPassthrough, kPass);
-  if ((granted & kPass) != 0) out.words[kMaxStackDepth] = wanted_.stack_depth;
+  if ((granted & kPass) != 0) out.words[kMaxStackDepth] = 1;
   std::memcpy(message.data() + sizeof(fuse_out_header), &out, sizeof out);
   // Before the kernel knows: its next request is another thread's.
   granted_.store(granted, std::memory_order_release);
@@ -186,8 +186,10 @@ bool Channel::passthrough() noexcept {
       log::info("no passthrough of reads: {}", id.error().message());
     }
   }
-  trial_.store(found, std::memory_order_release);
-  return found == Trial::kWorked;
+  // Of two threads that try at once the first decides for good: what is open must stay as it is.
+  Trial first = Trial::kNotYet;
+  if (trial_.compare_exchange_strong(first, found, std::memory_order_acq_rel)) first = found;
+  return first == Trial::kWorked;
 }
 
 Result<std::int32_t> Channel::open_backing(int fd) noexcept {

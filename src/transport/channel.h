@@ -17,10 +17,7 @@ namespace latchfs::transport {
 
 // What is asked of the kernel; it may have less.
 struct Wanted {
-  bool passthrough{};
-  // How many file systems may be stacked below: 1, or 2 where SOURCE is itself one (overlayfs).
-  // With 2 nothing can be stacked on the mount.
-  std::uint32_t stack_depth{1};
+  bool passthrough{};  // to files of file systems that are not stacked on others themselves
   bool direct_mmap{};  // shared mappings of files opened for direct I/O
 };
 

@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -123,6 +124,84 @@ TEST_P(Io, ReadersGoPastTheDaemonWherePassedThrough) {
   EXPECT_EQ(verdict, 'y');
   ::waitpid(reader, nullptr, 0);
   for (const int each : {fd, said[0], said[1]}) ::close(each);
+}
+
+// A file system of its own below a directory of its own.
+class Mounted {
+ public:
+  Mounted(const char* type, const std::string& options)
+      : ok_{::mount("none", place_.path().c_str(), type, 0, options.c_str()) == 0} {}
+  Mounted(const Mounted&) = delete;
+  Mounted& operator=(const Mounted&) = delete;
+  ~Mounted() {
+    if (ok_) ::umount2(place_.path().c_str(), MNT_DETACH);
+  }
+  [[nodiscard]] bool ok() const { return ok_; }
+  [[nodiscard]] const std::string& path() const { return place_.path(); }
+
+ private:
+  TempDir place_;
+  bool ok_;
+};
+
+void works_directly(const std::string& source) {
+  MountFixture::Options options;
+  options.source = source;
+  MountFixture mount{options};
+  EXPECT_EQ(mount.io(), "direct");
+  const std::string path = mount.mount() + "/file";
+  std::ofstream{path} << "hello";
+  for (const int flags : {O_RDONLY, O_RDWR, O_RDONLY | O_DIRECT}) {
+    const int fd = ::open(path.c_str(), flags | O_CLOEXEC);
+    ASSERT_GE(fd, 0) << flags << ": " << std::strerror(errno);
+    alignas(4096) std::array<char, 4096> text{};
+    EXPECT_EQ(::pread(fd, text.data(), text.size(), 0), 5) << flags;
+    ::close(fd);
+  }
+}
+
+// What cannot be passed through, or would differ then, is not, and `status` says so.
+TEST(IoBelow, FileSystemsThatDoNotSuitAreReadThroughTheDaemon) {
+  const Mounted ramfs{"ramfs", ""};
+  ASSERT_TRUE(ramfs.ok()) << "needs root";
+  works_directly(ramfs.path());
+
+  const Mounted tmpfs{"tmpfs", ""};
+  ASSERT_TRUE(tmpfs.ok());
+  for (const char* name : {"/lower", "/upper", "/work"}) {
+    ASSERT_EQ(::mkdir((tmpfs.path() + name).c_str(), 0755), 0);
+  }
+  const Mounted overlay{"overlay", "lowerdir=" + tmpfs.path() + "/lower,upperdir=" + tmpfs.path() +
+                                       "/upper,workdir=" + tmpfs.path() + "/work"};
+  if (!overlay.ok()) GTEST_SKIP() << "no overlayfs here: " << std::strerror(errno);
+  works_directly(overlay.path());
+}
+
+// Linkers write through mappings, and build tools look at the time next.
+TEST(IoBelow, TimesAreRightWhenAMappedFileWasClosed) {
+  MountFixture::Options options;
+  options.options = {"cache=relaxed,attr_timeout=5"};
+  MountFixture a{options};
+  const std::string name = "/file";
+  std::ofstream{a.mount() + name} << std::string(4096, 'x');
+  struct stat st {
+  }, below{};
+  for (int round = 0; round < 5; ++round) {
+    const int fd = ::open((a.mount() + name).c_str(), O_RDWR | O_CLOEXEC);
+    auto* map =
+        static_cast<char*>(::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+    ASSERT_NE(map, MAP_FAILED);
+    ASSERT_EQ(::stat((a.mount() + name).c_str(), &st), 0);
+    ::usleep(20'000);
+    map[round] = 'y';
+    ASSERT_EQ(::msync(map, 4096, MS_SYNC), 0);
+    ::munmap(map, 4096);
+    ::close(fd);
+    ASSERT_EQ(::stat((a.mount() + name).c_str(), &st), 0);
+    ASSERT_EQ(::stat((a.source() + name).c_str(), &below), 0);
+    EXPECT_EQ(st.st_mtim.tv_sec, below.st_mtim.tv_sec);
+    EXPECT_EQ(st.st_mtim.tv_nsec, below.st_mtim.tv_nsec);
+  }
 }
 
 // Each record whole, none lost, none twice, the order of one writer kept.

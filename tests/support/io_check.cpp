@@ -307,11 +307,10 @@ class Run {
     Slot* slot = pick(false);
     if (slot == nullptr || (slot->flags & O_DIRECT) != 0 || model_.empty()) return;
     struct stat st {};
-    // Where pages of the mount are used, another place may have changed the file, and splice does
-    // not ask (docs/compatibility.md).
-    if (!check_.may_refuse_sendfile && ::fstat(slot->fd, &st) != 0) {
-      return fail("fstat: " + error());
-    }
+    // Where pages of the mount are used, another place may have moved the end, and splice does not
+    // ask (docs/compatibility.md).
+    const bool passed = check_.may_refuse_sendfile && !slot->writable();
+    if (!passed && ::fstat(slot->fd, &st) != 0) return fail("fstat: " + error());
     const std::size_t at = offset(model_.size());
     const std::size_t size = std::min(length(), model_.size() - at);
     auto from = static_cast<off_t>(at);

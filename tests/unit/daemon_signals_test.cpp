@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <future>
 
@@ -18,6 +19,14 @@ TEST(StopSignals, CallsBackOnAThreadOfItsOwn) {
     ::kill(::getpid(), SIGTERM);
     EXPECT_EQ(got.get_future().get(), SIGTERM);
   }
+}
+
+TEST(StopSignals, WaitingEndsWithASignal) {
+  block_stop_signals();
+  EXPECT_TRUE(wait_unless_stopped(std::chrono::milliseconds{1}));
+  ::kill(::getpid(), SIGINT);
+  // Without the signal the test's own limit would end it.
+  EXPECT_FALSE(wait_unless_stopped(std::chrono::hours{1}));
 }
 
 TEST(StopSignals, EndsWithoutASignal) {

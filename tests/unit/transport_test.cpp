@@ -111,13 +111,13 @@ class FakeKernel {
 constexpr std::uint64_t kAll = wire::kInitExt | wire::kPassthrough | wire::kDirectIoAllowMmap;
 
 TEST(Transport, InitSaysWhatWasWantedAndOffered) {
-  FakeKernel kernel{{.passthrough = true, .stack_depth = 2, .direct_mmap = true}};
+  FakeKernel kernel{{.passthrough = true, .direct_mmap = true}};
   EXPECT_FALSE(kernel.channel.direct_mmap());
   const InitOut out = kernel.init(kAll);
   EXPECT_EQ(out[0], 7U);
   EXPECT_NE(out[kFlags] & static_cast<std::uint32_t>(wire::kInitExt), 0U);
   EXPECT_EQ(out[kFlags2], static_cast<std::uint32_t>((kAll - wire::kInitExt) >> 32));
-  EXPECT_EQ(out[kStackDepth], 2U);
+  EXPECT_EQ(out[kStackDepth], 1U);
   EXPECT_TRUE(kernel.channel.direct_mmap());
   // A socket knows no backing files: the trial fails, and says so once and for all.
   EXPECT_FALSE(kernel.channel.settled());
@@ -126,7 +126,7 @@ TEST(Transport, InitSaysWhatWasWantedAndOffered) {
 }
 
 TEST(Transport, InitAsksForNothingThatWasNotOffered) {
-  FakeKernel old{{.passthrough = true, .stack_depth = 1, .direct_mmap = true}};
+  FakeKernel old{{.passthrough = true, .direct_mmap = true}};
   // Without INIT_EXT the upper half means nothing.
   const InitOut out = old.init(wire::kPassthrough | wire::kDirectIoAllowMmap, 31);
   EXPECT_EQ(out[kFlags2] & static_cast<std::uint32_t>(kAll >> 32), 0U);
@@ -173,14 +173,14 @@ TEST(Transport, RequestsTellTheirLockOwner) {
 }
 
 TEST(Transport, ShortMessagesAreNotReadBeyondTheirEnd) {
-  FakeKernel kernel{{.passthrough = true, .stack_depth = 1, .direct_mmap = true}};
+  FakeKernel kernel{{.passthrough = true, .direct_mmap = true}};
   fuse_init_in in{};
   in.major = 7;
   in.minor = 45;
   in.flags = static_cast<std::uint32_t>(wire::kInitExt);
   // Cut anywhere: no crash (the sanitizers watch), and no flags that were not there.
   for (std::size_t size = 0; size <= 20; ++size) {
-    FakeKernel short_kernel{{.passthrough = true, .stack_depth = 1, .direct_mmap = true}};
+    FakeKernel short_kernel{{.passthrough = true, .direct_mmap = true}};
     (void)short_kernel.exchange(FakeKernel::message(FUSE_INIT, in, size));
     EXPECT_FALSE(short_kernel.channel.direct_mmap()) << size;
   }
