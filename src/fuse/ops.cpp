@@ -41,8 +41,8 @@ void op_init(void* data, fuse_conn_info* conn) noexcept {
   want(FUSE_CAP_ATOMIC_O_TRUNC, false);
   // A refused write must fail where it is made.
   want(FUSE_CAP_WRITEBACK_CACHE, false);
-  // An inode's target never changes; reading it from the cache leaves atime alone.
-  want(FUSE_CAP_CACHE_SYMLINKS, fs.config.timeouts.attr > 0);
+  // Not all may read the same links: below a proc that depends on who asks.
+  want(FUSE_CAP_CACHE_SYMLINKS, false);
   want(FUSE_CAP_SPLICE_READ, false);
   conn->max_write = kMaxWrite;
   // libfuse breaks the session off if INIT says another value than the mount option.
