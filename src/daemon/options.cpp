@@ -96,56 +96,41 @@ Refusal set_log(Options& o, const std::string& text) {
   return {};
 }
 
-Refusal set_log_level(Options& o, const std::string& text) {
-  constexpr std::array<std::pair<std::string_view, log::Level>, 4> kLevels{{
-      {"debug", log::Level::kDebug},
-      {"info", log::Level::kInfo},
-      {"warn", log::Level::kWarn},
-      {"error", log::Level::kError},
-  }};
-  for (const auto& [name, level] : kLevels) {
-    if (name == text) {
-      o.log_level = level;
+// One of the names, exactly.
+template <class T, std::size_t N>
+Refusal set_choice(T& out, const std::string& text,
+                   const std::array<std::pair<std::string_view, T>, N>& choices) {
+  std::string names;
+  for (std::size_t i = 0; i < N; ++i) {
+    if (choices[i].first == text) {
+      out = choices[i].second;
       return {};
     }
+    names += i == 0 ? "" : i + 1 == N ? " or " : ", ";
+    names += choices[i].first;
   }
-  return "must be debug, info, warn or error";
+  return "must be " + names;
 }
 
-Refusal set_enforce(Options& o, const std::string& text) {
-  if (text == "advisory") {
-    o.enforce = Enforce::kAdvisory;
-  } else if (text == "mandatory") {
-    o.enforce = Enforce::kMandatory;
-  } else {
-    return "must be advisory or mandatory";
-  }
-  return {};
-}
-
-Refusal set_io(Options& o, const std::string& text) {
-  if (text == "auto") {
-    o.io = Io::kAuto;
-  } else if (text == "direct") {
-    o.io = Io::kDirect;
-  } else if (text == "cached") {
-    o.io = Io::kCached;
-  } else {
-    return "must be auto, direct or cached";
-  }
-  return {};
-}
-
-Refusal set_cache(Options& o, const std::string& text) {
-  if (text == "strict") {
-    o.cache = Cache::kStrict;
-  } else if (text == "relaxed") {
-    o.cache = Cache::kRelaxed;
-  } else {
-    return "must be strict or relaxed";
-  }
-  return {};
-}
+constexpr std::array<std::pair<std::string_view, log::Level>, 4> kLevels{{
+    {"debug", log::Level::kDebug},
+    {"info", log::Level::kInfo},
+    {"warn", log::Level::kWarn},
+    {"error", log::Level::kError},
+}};
+constexpr std::array<std::pair<std::string_view, Enforce>, 2> kEnforce{{
+    {"advisory", Enforce::kAdvisory},
+    {"mandatory", Enforce::kMandatory},
+}};
+constexpr std::array<std::pair<std::string_view, Io>, 3> kIo{{
+    {"auto", Io::kAuto},
+    {"direct", Io::kDirect},
+    {"cached", Io::kCached},
+}};
+constexpr std::array<std::pair<std::string_view, Cache>, 2> kCache{{
+    {"strict", Cache::kStrict},
+    {"relaxed", Cache::kRelaxed},
+}};
 
 Refusal set_max_locks(Options& o, const std::string& text) {
   const auto value = parse_number<std::uint64_t>(text);
@@ -167,10 +152,12 @@ struct ValueOption {
   Refusal (*set)(Options&, const std::string&, const Environment&);
 };
 constexpr std::array<ValueOption, 19> kValueOptions{{
-    {"enforce",
-     [](Options& o, const std::string& v, const Environment&) { return set_enforce(o, v); }},
-    {"io", [](Options& o, const std::string& v, const Environment&) { return set_io(o, v); }},
-    {"cache", [](Options& o, const std::string& v, const Environment&) { return set_cache(o, v); }},
+    {"enforce", [](Options& o, const std::string& v,
+                   const Environment&) { return set_choice(o.enforce, v, kEnforce); }},
+    {"io",
+     [](Options& o, const std::string& v, const Environment&) { return set_choice(o.io, v, kIo); }},
+    {"cache", [](Options& o, const std::string& v,
+                 const Environment&) { return set_choice(o.cache, v, kCache); }},
     {"admin_group", set_admin_group},
     {"control",
      [](Options& o, const std::string& v, const Environment&) {
@@ -189,8 +176,8 @@ constexpr std::array<ValueOption, 19> kValueOptions{{
     {"snapshots", [](Options& o, const std::string& v,
                      const Environment&) { return set_text(o.snapshots, v, 4095); }},
     {"log", [](Options& o, const std::string& v, const Environment&) { return set_log(o, v); }},
-    {"log_level",
-     [](Options& o, const std::string& v, const Environment&) { return set_log_level(o, v); }},
+    {"log_level", [](Options& o, const std::string& v,
+                     const Environment&) { return set_choice(o.log_level, v, kLevels); }},
     {"attr_timeout", [](Options& o, const std::string& v,
                         const Environment&) { return set_seconds(o.attr_timeout, v); }},
     {"entry_timeout", [](Options& o, const std::string& v,
