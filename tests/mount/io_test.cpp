@@ -6,7 +6,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -126,24 +125,6 @@ TEST_P(Io, ReadersGoPastTheDaemonWherePassedThrough) {
   for (const int each : {fd, said[0], said[1]}) ::close(each);
 }
 
-// A file system of its own below a directory of its own.
-class Mounted {
- public:
-  Mounted(const char* type, const std::string& options)
-      : ok_{::mount("none", place_.path().c_str(), type, 0, options.c_str()) == 0} {}
-  Mounted(const Mounted&) = delete;
-  Mounted& operator=(const Mounted&) = delete;
-  ~Mounted() {
-    if (ok_) ::umount2(place_.path().c_str(), MNT_DETACH);
-  }
-  [[nodiscard]] bool ok() const { return ok_; }
-  [[nodiscard]] const std::string& path() const { return place_.path(); }
-
- private:
-  TempDir place_;
-  bool ok_;
-};
-
 void works_directly(const std::string& source) {
   MountFixture::Options options;
   options.source = source;
@@ -162,17 +143,18 @@ void works_directly(const std::string& source) {
 
 // What cannot be passed through, or would differ then, is not, and `status` says so.
 TEST(IoBelow, FileSystemsThatDoNotSuitAreReadThroughTheDaemon) {
-  const Mounted ramfs{"ramfs", ""};
+  const OwnFileSystem ramfs{"ramfs"};
   ASSERT_TRUE(ramfs.ok()) << "needs root";
   works_directly(ramfs.path());
 
-  const Mounted tmpfs{"tmpfs", ""};
+  const OwnFileSystem tmpfs{"tmpfs"};
   ASSERT_TRUE(tmpfs.ok());
   for (const char* name : {"/lower", "/upper", "/work"}) {
     ASSERT_EQ(::mkdir((tmpfs.path() + name).c_str(), 0755), 0);
   }
-  const Mounted overlay{"overlay", "lowerdir=" + tmpfs.path() + "/lower,upperdir=" + tmpfs.path() +
-                                       "/upper,workdir=" + tmpfs.path() + "/work"};
+  const OwnFileSystem overlay{"overlay", "lowerdir=" + tmpfs.path() +
+                                             "/lower,upperdir=" + tmpfs.path() +
+                                             "/upper,workdir=" + tmpfs.path() + "/work"};
   if (!overlay.ok()) GTEST_SKIP() << "no overlayfs here: " << std::strerror(errno);
   works_directly(overlay.path());
 }

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -62,23 +61,6 @@ int count_up(const std::string& path, bool by_append) {
   }
 }
 
-// A file system whose times are those of the last clock tick (all of them were, until Linux 6.13).
-class CoarseTimes {
- public:
-  CoarseTimes() : ok_{::mount("none", place_.path().c_str(), "ramfs", 0, nullptr) == 0} {}
-  CoarseTimes(const CoarseTimes&) = delete;
-  CoarseTimes& operator=(const CoarseTimes&) = delete;
-  ~CoarseTimes() {
-    if (ok_) ::umount2(place_.path().c_str(), MNT_DETACH);
-  }
-  [[nodiscard]] bool ok() const { return ok_; }
-  [[nodiscard]] const std::string& path() const { return place_.path(); }
-
- private:
-  TempDir place_;
-  bool ok_;
-};
-
 // Read, add one, write as many bytes as before: neither size nor, within a tick, time tells.
 int count_in_place(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
@@ -96,7 +78,8 @@ int count_in_place(const std::string& path) {
 }
 
 TEST(TwoMounts, NoUpdateIsLostWhereTimesAreCoarse) {
-  const CoarseTimes source;
+  // Its times are those of the last clock tick (all file systems' were, until Linux 6.13).
+  const OwnFileSystem source{"ramfs"};
   ASSERT_TRUE(source.ok()) << "needs root: a ramfs of its own";
   MountFixture::Options options;
   options.source = source.path();

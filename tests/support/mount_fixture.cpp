@@ -109,6 +109,13 @@ TempDir::~TempDir() {
   files::remove_all(path_, ignored);
 }
 
+OwnFileSystem::OwnFileSystem(const char* type, const std::string& options)
+    : ok_{::mount("none", place_.path().c_str(), type, 0, options.c_str()) == 0} {}
+
+OwnFileSystem::~OwnFileSystem() {
+  if (ok_) ::umount2(place_.path().c_str(), MNT_DETACH);
+}
+
 MountFixture::MountFixture(Options options)
     : options_{std::move(options)}, mountpoint_{place_.path() + "/mnt"} {
   files::create_directory(mountpoint_);

@@ -25,6 +25,23 @@ class TempDir {
   std::string path_;
 };
 
+// A new file system of a type that needs no device ("tmpfs", ...), mounted at a directory of its
+// own, gone at the end. Needs root.
+class OwnFileSystem {
+ public:
+  explicit OwnFileSystem(const char* type, const std::string& options = {});
+  ~OwnFileSystem();
+  OwnFileSystem(const OwnFileSystem&) = delete;
+  OwnFileSystem& operator=(const OwnFileSystem&) = delete;
+  // False: it could not be mounted.
+  [[nodiscard]] bool ok() const { return ok_; }
+  [[nodiscard]] const std::string& path() const { return place_.path(); }
+
+ private:
+  TempDir place_;
+  bool ok_;
+};
+
 class MountFixture {
  public:
   struct Options {
