@@ -4,11 +4,11 @@
 #include <sys/statfs.h>
 
 #include <algorithm>
-#include <optional>
 
 #include "posix/credentials.h"
 
 namespace latchfs::fuse {
+
 bool BackingFiles::suits(int fd) noexcept {
   constexpr std::array<unsigned long, 6> kLocal{
       0xEF53 /* ext2, 3, 4 */, 0x58465342 /* xfs */,      0x9123683E /* btrfs */,
@@ -21,7 +21,7 @@ bool BackingFiles::suits(int fd) noexcept {
 }
 
 std::int32_t BackingFiles::number_for(int fd) noexcept {
-  if (!channel_.passthrough() || !suits(fd)) return 0;
+  if (!suits(fd)) return 0;
   const auto id = channel_.open_backing(fd);
   return id ? *id : 0;
 }

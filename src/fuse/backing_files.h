@@ -55,7 +55,7 @@ class BackingFiles {
   };
 
   // One more open file of the node, whose backing file is open as fd. Keep it until the file is
-  // released. Calls become_daemon(). Throws std::bad_alloc.
+  // released. Calls become_daemon(). Throws std::bad_alloc. Precondition: Channel::passthrough().
   [[nodiscard]] Use enter(std::uint64_t node, int fd);
 
  private:

@@ -120,7 +120,6 @@ FileSystem::FileSystem(MountConfig c, transport::Wanted wanted,
       locks{service, lot, config.mandatory} {}
 
 bool FileSystem::passes_through() {
-  if (config.data_mode != DataMode::kAuto || config.mandatory) return false;
   if (!settled()) posix::become_daemon();
   return passthrough();
 }
