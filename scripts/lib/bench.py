@@ -31,8 +31,6 @@ TOP = pathlib.Path(__file__).resolve().parent.parent.parent
 LOCKS_LISTED = 100_000
 FIND_DIRS, FIND_FILES = 500, 100  # 50,000 files
 SOURCES = 40  # C files of the compile row
-
-
 NAMES = ("latchfs", "strict", "bindfs", "mergerfs", "passthrough_hp")
 
 
@@ -52,8 +50,7 @@ class Target:
         if not self.mount:
             yield
             return
-        command = [str(self.source), str(self.path)]
-        run([*self.mount, *command])
+        run([*self.mount, str(self.source), str(self.path)])
         try:
             yield
         finally:

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <random>
 #include <string>
 #include <string_view>
@@ -177,7 +178,7 @@ void create(const std::string& dir, std::uint64_t count) {
   }));
 }
 
-void list(const std::string& path) {
+void list(const std::string& path, std::uint64_t) {
   constexpr double kMsPerNs = 1e-6;
   std::vector<char> block(128 * 1024);
   const UniqueFd fd = open_file(path, O_RDONLY);
@@ -187,36 +188,37 @@ void list(const std::string& path) {
   report(ns * kMsPerNs);
 }
 
+struct Work {
+  std::string_view name;
+  void (*run)(const std::string& place, std::uint64_t count);
+};
+constexpr std::array<Work, 8> kWorks{{
+    {"seqwrite", seqwrite},
+    {"seqread", seqread},
+    {"coldread", coldread},
+    {"randread", read_blocks},
+    {"open", open_read_close},
+    {"stat", stat_files},
+    {"create", create},
+    {"list", list},
+}};
+
 int run(int argc, char** argv) {
   const std::string_view what = argc >= 4 ? argv[1] : "";
-  const std::string place = argc >= 4 ? argv[2] : "";
-  const std::uint64_t count = argc >= 4 ? number(argv[3]) : 0;
   if (what == "write" && argc == 6) {
-    write_blocks(place, count, number(argv[4]), static_cast<unsigned>(number(argv[5])));
-  } else if (what == "seqwrite") {
-    seqwrite(place, count);
-  } else if (what == "seqread") {
-    seqread(place, count);
-  } else if (what == "coldread") {
-    coldread(place, count);
-  } else if (what == "randread") {
-    read_blocks(place, count);
-  } else if (what == "open") {
-    open_read_close(place, count);
-  } else if (what == "stat") {
-    stat_files(place, count);
-  } else if (what == "create") {
-    create(place, count);
-  } else if (what == "list") {
-    list(place);
-  } else {
-    std::fputs(
-        "usage: iobench seqwrite|seqread|coldread|randread|open|stat|create|list PLACE COUNT\n"
-        "       iobench write PLACE COUNT SIZE JOBS\n",
-        stderr);
-    return 2;
+    write_blocks(argv[2], number(argv[3]), number(argv[4]), static_cast<unsigned>(number(argv[5])));
+    return 0;
   }
-  return 0;
+  for (const Work& work : kWorks) {
+    if (what != work.name) continue;
+    work.run(argv[2], number(argv[3]));
+    return 0;
+  }
+  std::fputs(
+      "usage: iobench seqwrite|seqread|coldread|randread|open|stat|create|list PLACE COUNT\n"
+      "       iobench write PLACE COUNT SIZE JOBS\n",
+      stderr);
+  return 2;
 }
 
 }  // namespace
