@@ -36,7 +36,7 @@ inline constexpr std::uint64_t kTreeRoot = kControlBit | 1;
 
 // How the mount is served, for `status`: of each the value that its option takes, or would.
 struct Serving {
-  std::string transport;  // "dev": requests come from /dev/fuse
+  std::string transport;  // "dev": requests come from /dev/fuse; "uring": by io_uring
   std::string io;         // "passthrough", "direct", "cached"
 };
 

@@ -21,6 +21,19 @@ fuse::DataMode data_mode(const Options& o) {
   return fuse::DataMode::kAuto;
 }
 
+transport::Wanted::Rings rings(const Options& o) {
+  using Rings = transport::Wanted::Rings;
+  switch (o.transport) {
+    case Transport::kDev:
+      return Rings::kNo;
+    case Transport::kUring:
+      return Rings::kYes;
+    case Transport::kAuto:
+      break;
+  }
+  return Rings::kIfOffered;
+}
+
 }  // namespace
 
 fuse::Timeouts timeouts(const Options& o) {
@@ -57,6 +70,7 @@ fuse::MountConfig mount_config(const Options& o, Places places, std::string vers
   // Byte-range locks hold against reads and writes only where the daemon sees each of them.
   config.mandatory = o.enforce == Enforce::kMandatory;
   config.data_mode = data_mode(o);
+  config.rings = rings(o);
   config.timeouts = timeouts(o);
   config.control_name = o.control;
   config.admin_gid = o.admin_gid;

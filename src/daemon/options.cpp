@@ -127,6 +127,11 @@ constexpr std::array<std::pair<std::string_view, Io>, 3> kIo{{
     {"direct", Io::kDirect},
     {"cached", Io::kCached},
 }};
+constexpr std::array<std::pair<std::string_view, Transport>, 3> kTransport{{
+    {"auto", Transport::kAuto},
+    {"dev", Transport::kDev},
+    {"uring", Transport::kUring},
+}};
 constexpr std::array<std::pair<std::string_view, Cache>, 2> kCache{{
     {"strict", Cache::kStrict},
     {"relaxed", Cache::kRelaxed},
@@ -151,11 +156,13 @@ struct ValueOption {
   std::string_view name;
   Refusal (*set)(Options&, const std::string&, const Environment&);
 };
-constexpr std::array<ValueOption, 19> kValueOptions{{
+constexpr std::array<ValueOption, 20> kValueOptions{{
     {"enforce", [](Options& o, const std::string& v,
                    const Environment&) { return set_choice(o.enforce, v, kEnforce); }},
     {"io",
      [](Options& o, const std::string& v, const Environment&) { return set_choice(o.io, v, kIo); }},
+    {"transport", [](Options& o, const std::string& v,
+                     const Environment&) { return set_choice(o.transport, v, kTransport); }},
     {"cache", [](Options& o, const std::string& v,
                  const Environment&) { return set_choice(o.cache, v, kCache); }},
     {"admin_group", set_admin_group},
@@ -383,6 +390,8 @@ MOUNTPOINT' ends it.
 latchfs options:
   enforce=advisory|mandatory  byte-range locks against reads and writes (advisory)
   io=auto|direct|cached       how files are read (auto): see the README
+  transport=auto|dev|uring    how requests come from the kernel (auto): io_uring
+                              where it is switched on, else /dev/fuse
   cache=relaxed|strict        what changes on SOURCE, not through a mount, is seen
                               within a second, or at once, which is slow (relaxed)
   admin_group=GROUP           name or number: members may do what root may

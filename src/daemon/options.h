@@ -21,6 +21,10 @@ enum class Enforce : std::uint8_t { kAdvisory, kMandatory };
 // How files are read: fuse/mount.h, DataMode.
 enum class Io : std::uint8_t { kAuto, kDirect, kCached };
 
+// How requests come from the kernel: by io_uring where it offers that (kAuto and kUring alike; who
+// asked for it is told where not), or by /dev/fuse.
+enum class Transport : std::uint8_t { kAuto, kDev, kUring };
+
 // How soon what is changed on SOURCE, not through a mount, is seen: at once, or within a second.
 enum class Cache : std::uint8_t { kStrict, kRelaxed };
 
@@ -31,6 +35,7 @@ struct Options {
 
   Enforce enforce{Enforce::kAdvisory};
   Io io{Io::kAuto};
+  Transport transport{Transport::kAuto};
   std::optional<gid_t> admin_gid;
   std::string control{".locks"};                    // one path component
   std::string table{"machine"};                     // for files of all file systems: ADR 0005

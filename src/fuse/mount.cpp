@@ -160,6 +160,8 @@ transport::Wanted wanted_of_kernel(const MountConfig& config) {
   wanted.passthrough = config.data_mode == DataMode::kAuto && !config.mandatory &&
                        ::geteuid() == 0 && BackingFiles::suits(config.source.get());
   wanted.direct_mmap = config.data_mode != DataMode::kCached && !config.mandatory;
+  wanted.rings = config.rings;
+  wanted.workers = std::max(2U, config.threads);
   return wanted;
 }
 
@@ -176,6 +178,7 @@ struct FuseMount::Impl {
   // False: the mount is still there, without a daemon.
   bool end() noexcept {
     if (session == nullptr) return true;
+    fs.quiesce();
     fs.locks.shutdown();
     fs.detach();
     const bool ours = !mounted || is_over(session) || is_on_top();

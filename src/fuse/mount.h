@@ -14,6 +14,7 @@
 #include "fuse/reply.h"
 #include "latchfs/lock_service.h"
 #include "latchfs/result.h"
+#include "transport/channel.h"
 
 namespace latchfs::fuse {
 
@@ -44,7 +45,8 @@ struct MountConfig {
   DataMode data_mode{DataMode::kAuto};
   bool mandatory{};  // enforce=mandatory: wants kDirect
   Timeouts timeouts;
-  unsigned threads{16};  // most worker threads
+  transport::Wanted::Rings rings{transport::Wanted::Rings::kIfOffered};
+  unsigned threads{16};  // most worker threads; with rings, of each CPU
 
   std::string control_name{".locks"};
   std::optional<gid_t> admin_gid;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
 #include <string>
 
 #include "fuse/control_ops.h"
@@ -55,7 +56,15 @@ Result<void> widen_to_end(IoRequest& io) {
   return {};
 }
 
-Result<void> do_read(Reply& reply, const OpenFile& file, std::size_t size, off_t offset) {
+// space: of the request that is being handled, empty for one that waited.
+Result<void> do_read(Reply& reply, const OpenFile& file, std::size_t size, off_t offset,
+                     std::span<char> space) {
+  if (space.size() >= size) {
+    const auto got = posix::read_at(file.fd.get(), space.data(), size, offset, file.opener);
+    if (!got) return got.error();
+    reply.bytes({space.data(), *got});
+    return {};
+  }
   if (size >= kSpliceFrom) {
     if (auto r = posix::become_caller(file.opener); !r) return r;
     reply.file_data(file.fd.get(), size, offset);
@@ -106,12 +115,12 @@ void op_read(fuse_req_t req, fuse_ino_t node, size_t size, off_t offset,
     if (!io) return io.error();
     const auto pass = fs.locks.admit_read(*io, reply, [&file, size, offset]() -> LockEdge::Resume {
       return [file = *file, size, offset](Reply later, IoPass) {
-        if (auto r = do_read(later, *file, size, offset); !r) later.error(r.error());
+        if (auto r = do_read(later, *file, size, offset, {}); !r) later.error(r.error());
       };
     });
     if (!pass) return pass.error();
     if (!*pass) return {};
-    return do_read(reply, **file, size, offset);
+    return do_read(reply, **file, size, offset, transport::Channel::answer_space());
   });
 }
 

@@ -131,7 +131,7 @@ bool FileSystem::page_cached() {
 
 control::Serving FileSystem::serving() {
   control::Serving serving;
-  serving.transport = "dev";
+  serving.transport = transport();
   serving.io = passes_through() ? "passthrough" : page_cached() ? "cached" : "direct";
   return serving;
 }

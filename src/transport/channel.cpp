@@ -13,6 +13,8 @@
 
 #include "base/log.h"
 #include "base/unique_fd.h"
+#include "transport/ring_worker.h"
+#include "transport/rings.h"
 #include "transport/wire.h"
 
 namespace latchfs::transport {
@@ -58,19 +60,15 @@ RequestFacts facts_of(const fuse_in_header& header, const void* message, std::si
   return facts;
 }
 
-// fuse_init_in with its flags2, fuse_init_out with max_stack_depth: older headers end before.
+// fuse_init_in with its flags2: older headers end before.
 struct InitIn {
   std::uint32_t major, minor, max_readahead, flags, flags2;
 };
-struct InitOut {
-  std::array<std::uint32_t, 16> words;
-};
-constexpr std::size_t kFlags = 3;
-constexpr std::size_t kFlags2 = 8;
-constexpr std::size_t kMaxStackDepth = 9;
+using wire::InitOut;
 static_assert(sizeof(InitOut) == sizeof(fuse_init_out));
-static_assert(offsetof(fuse_init_out, flags) == kFlags * 4);
-static_assert(offsetof(fuse_init_out, flags2) == kFlags2 * 4);
+static_assert(offsetof(InitOut, max_write) == offsetof(fuse_init_out, max_write));
+static_assert(offsetof(InitOut, max_pages) == offsetof(fuse_init_out, max_pages));
+static_assert(offsetof(InitOut, flags2) == offsetof(fuse_init_out, flags2));
 
 std::uint64_t flags_offered(const void* message, std::size_t size) {
   std::array<std::uint32_t, 4> head{};
@@ -94,6 +92,9 @@ int clone_device(int of) {
 
 }  // namespace
 
+Channel::Channel(Wanted wanted) : wanted_{wanted} {}
+Channel::~Channel() = default;
+
 Result<void> Channel::attach(fuse_session* session, int fd) {
   fuse_custom_io io{};
   io.read = &Channel::read;
@@ -112,33 +113,71 @@ Result<void> Channel::attach(fuse_session* session, int fd) {
   if (err != 0) {
     return errno_code(err < 0 ? -err : ENOMEM);
   }
+  session_ = session;
   device_ = fd;
   return {};
 }
 
+void Channel::quiesce() noexcept {
+  if (rings_) rings_->quiesce();
+}
+
+void Channel::detach() noexcept {
+  if (rings_) rings_->stop();
+  device_ = -1;
+}
+
 const RequestFacts& Channel::request() noexcept { return t_request; }
 
-ssize_t Channel::read(int fd, void* buffer, std::size_t size, void* self) {
-  const ssize_t got = ::read(fd, buffer, size);
-  if (got < static_cast<ssize_t>(sizeof(fuse_in_header))) return got;
+std::span<char> Channel::answer_space() noexcept { return RingWorker::answer_space(); }
+
+void Channel::handle(char* message, std::size_t size) noexcept {
   fuse_in_header header;
-  std::memcpy(&header, buffer, sizeof header);
-  t_request = facts_of(header, buffer, static_cast<std::size_t>(got));
-  if (header.opcode == FUSE_INIT) {
-    auto& channel = *static_cast<Channel*>(self);
-    channel.offered_ = flags_offered(buffer, static_cast<std::size_t>(got));
-    channel.init_.store(header.unique, std::memory_order_release);
+  std::memcpy(&header, message, sizeof header);
+  t_request = facts_of(header, message, size);
+  fuse_buf buffer{};
+  buffer.mem = message;
+  buffer.size = size;
+  ::fuse_session_process_buf(session_, &buffer);
+}
+
+ssize_t Channel::read(int fd, void* buffer, std::size_t size, void* self) {
+  auto& channel = *static_cast<Channel*>(self);
+  for (;;) {
+    const ssize_t got = ::read(fd, buffer, size);
+    if (got < static_cast<ssize_t>(sizeof(fuse_in_header))) return got;
+    const auto length = static_cast<std::size_t>(got);
+    fuse_in_header header;
+    std::memcpy(&header, buffer, sizeof header);
+    t_request = facts_of(header, buffer, length);
+    if (header.opcode == FUSE_INIT) {
+      channel.offered_ = flags_offered(buffer, length);
+      channel.init_.store(header.unique, std::memory_order_release);
+    }
+    if (header.opcode != FUSE_INTERRUPT || !channel.ring_ready_.load(std::memory_order_acquire)) {
+      return got;
+    }
+    // Of a request that came by a ring, libfuse knows the number that we gave it.
+    fuse_interrupt_in body;
+    if (!take_body(buffer, length, body)) return got;
+    const auto number = channel.rings_->interrupted(body.unique);
+    if (!number) continue;
+    body.unique = *number;
+    std::memcpy(static_cast<char*>(buffer) + sizeof header, &body, sizeof body);
+    return got;
   }
-  return got;
 }
 
 ssize_t Channel::writev(int fd, iovec* parts, int count, void* self) noexcept {
   auto& channel = *static_cast<Channel*>(self);
-  const std::uint64_t init = channel.init_.load(std::memory_order_acquire);
-  if (init != 0 && count > 0 && parts[0].iov_len >= sizeof(fuse_out_header)) {
+  if (count > 0 && parts[0].iov_len >= sizeof(fuse_out_header)) {
     fuse_out_header header;
     std::memcpy(&header, parts[0].iov_base, sizeof header);
-    if (header.unique == init && header.error == 0 &&
+    if (is_ring_number(header.unique)) {
+      return channel.rings_->answer(header.unique, parts, count);
+    }
+    const std::uint64_t init = channel.init_.load(std::memory_order_acquire);
+    if (init != 0 && header.unique == init && header.error == 0 &&
         header.len == sizeof header + sizeof(InitOut)) {
       channel.init_.store(0, std::memory_order_relaxed);
       return channel.answer_init(fd, parts, count);
@@ -160,17 +199,57 @@ ssize_t Channel::answer_init(int fd, const iovec* parts, int count) noexcept {
   unsigned granted = 0;
   const auto grant = [&](std::uint64_t flag, unsigned bit) {
     if ((offered_ & flag) == 0) return;
-    out.words[kFlags] |= static_cast<std::uint32_t>(wire::kInitExt);
-    out.words[kFlags2] |= static_cast<std::uint32_t>(flag >> 32);
+    out.flags |= static_cast<std::uint32_t>(wire::kInitExt);
+    out.flags2 |= static_cast<std::uint32_t>(flag >> 32);
     granted |= bit;
   };
   if (wanted_.direct_mmap) grant(wire::kDirectIoAllowMmap, kMmap);
   if (wanted_.passthrough) grant(wire::kPassthrough, kPass);
-  if ((granted & kPass) != 0) out.words[kMaxStackDepth] = 1;
+  if ((granted & kPass) != 0) out.max_stack_depth = 1;
+  if (wanted_.rings != Wanted::Rings::kNo) {
+    if ((offered_ & wire::kOverIoUring) == 0) {
+      if (wanted_.rings == Wanted::Rings::kYes) {
+        log::warn(
+            "the kernel does not offer FUSE over io_uring, /dev/fuse it is: it wants Linux 6.14, "
+            "and Y in /sys/module/fuse/parameters/enable_uring");
+      }
+    } else if ((rings_ = make_rings(out))) {
+      grant(wire::kOverIoUring, 0);
+    }
+  }
   std::memcpy(message.data() + sizeof(fuse_out_header), &out, sizeof out);
   // Before the kernel knows: its next request is another thread's.
   granted_.store(granted, std::memory_order_release);
-  return ::write(fd, message.data(), message.size());
+  const ssize_t written = ::write(fd, message.data(), message.size());
+  if (rings_ && written > 0) {
+    // Before the first request can come by one.
+    ring_ready_.store(true, std::memory_order_release);
+    if (const auto started = rings_->start(); !started) {
+      ring_ready_.store(false, std::memory_order_release);
+      log::warn("the kernel refuses io_uring for FUSE, /dev/fuse it is: {}",
+                started.error().message());
+    }
+  }
+  return written;
+}
+
+std::unique_ptr<Rings> Channel::make_rings(const InitOut& answer) noexcept {
+  // fs/fuse/dev_uring.c fuse_uring_create().
+  constexpr std::size_t kLeast = 8192;
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  Rings::Config config;
+  config.device = device_;
+  config.payload = std::max({kLeast, std::size_t{answer.max_write}, answer.max_pages * page});
+  config.most_workers = wanted_.workers;
+  config.handle = [this](char* message, std::size_t size) { handle(message, size); };
+  try {
+    auto rings = Rings::create(std::move(config));
+    if (rings) return std::move(*rings);
+    log::warn("no io_uring for FUSE, /dev/fuse it is: {}", rings.error().message());
+  } catch (const std::exception& e) {
+    log::warn("no io_uring for FUSE, /dev/fuse it is: {}", e.what());
+  }
+  return nullptr;
 }
 
 bool Channel::passthrough() noexcept {

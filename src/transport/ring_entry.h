@@ -1,0 +1,83 @@
+// Ring entries: the memory through which the kernel hands one request at a time to the daemon.
+//
+// An entry is in the kernel (waiting for a request), with the worker that handles its request, or
+// parked: the handler is done, the answer comes later and from any thread. It is never given up
+// before the session ends; the kernel has no call for that.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "base/mutex.h"
+#include "latchfs/result.h"
+#include "transport/wire.h"
+
+namespace latchfs::transport {
+
+struct RingEntry {
+  // Bits of `progress`. Whoever sets the second one gives the entry back to the kernel.
+  static constexpr unsigned kFilled = 1U;  // the answer is in the entry's memory
+  static constexpr unsigned kLeft = 2U;    // the worker has parked the request
+
+  std::uint32_t index{};
+  std::uint16_t queue{};
+  wire::RingHeaders* headers{};
+  char* payload{};  // with kFront bytes before it that may be written
+  std::size_t capacity{};
+  std::array<iovec, 2> vectors{};  // the same, as registering wants it
+
+  // Of the request it carries.
+  std::uint64_t commit_id{};
+  std::uint64_t unique{};  // the kernel's
+  std::uint32_t generation{};
+  // What libfuse takes for the request's unique, 0 once it is answered. Exactly one answer gets to
+  // swap it for 0.
+  std::atomic<std::uint64_t> number{0};
+  std::atomic<unsigned> progress{0};
+
+  // A message's headers are put together right before its payload.
+  static constexpr std::size_t kFront = 256;
+};
+
+// Whether a unique is that of a ring entry's request: the kernel's own never get so far.
+[[nodiscard]] constexpr bool is_ring_number(std::uint64_t unique) noexcept {
+  return (unique >> 63) != 0;
+}
+
+// All entries of a session. Thread-safe; addresses are stable.
+class RingEntries {
+ public:
+  // payload: bytes each must hold.
+  explicit RingEntries(std::size_t payload) : payload_{payload} {}
+  ~RingEntries();
+  RingEntries(const RingEntries&) = delete;
+  RingEntries& operator=(const RingEntries&) = delete;
+
+  // One more. ENOMEM, ENFILE (too many; see kMost).
+  [[nodiscard]] Result<RingEntry*> add(std::uint16_t queue) noexcept EXCLUDES(mu_);
+
+  // Before a request is handled: gives it its number.
+  static std::uint64_t begin(RingEntry& entry, std::uint64_t unique,
+                             std::uint64_t commit_id) noexcept;
+  // The entry that carries (or carried) the request of this number, or null for nonsense.
+  [[nodiscard]] RingEntry* find(std::uint64_t number) const noexcept;
+
+  static constexpr std::size_t kMost = std::size_t{1} << 20;
+
+ private:
+  static constexpr std::size_t kChunk = 256;
+  using Chunk = std::array<RingEntry, kChunk>;
+
+  const std::size_t payload_;
+  Mutex mu_;  // leaf
+  std::size_t size_ GUARDED_BY(mu_){0};
+  // Read without the lock: a number is known only after its chunk was stored.
+  std::array<std::atomic<Chunk*>, kMost / kChunk> chunks_{};
+};
+
+}  // namespace latchfs::transport

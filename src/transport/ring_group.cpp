@@ -1,0 +1,105 @@
+#include "transport/ring_group.h"
+
+#include <future>
+#include <utility>
+
+#include "base/log.h"
+
+namespace latchfs::transport {
+
+Result<void> RingGroup::begin(std::function<void(Result<void>)> made) {
+  auto worker = std::make_unique<RingWorker>(shared_, *this);
+  if (auto r = worker->start(std::move(made)); !r) return r;
+  const MutexLock hold{mu_};
+  workers_.push_back(std::move(worker));
+  return {};
+}
+
+void RingGroup::enlist(std::function<void(Result<void>)> done) {
+  const MutexLock hold{mu_};
+  workers_.front()->take_entry(std::move(done));
+}
+
+void RingGroup::add(RingEntry* answered) noexcept {
+  std::unique_ptr<RingWorker> worker;
+  Result<void> started{errno_code(ENOMEM)};
+  try {
+    worker = std::make_unique<RingWorker>(shared_, *this);
+    std::promise<Result<void>> made;
+    started = worker->start([&made](Result<void> result) { made.set_value(std::move(result)); });
+    if (started) started = made.get_future().get();
+  } catch (const std::exception&) {
+    // As without memory.
+  }
+  const MutexLock hold{mu_};
+  --coming_;
+  if (!started) {
+    log::error("no further thread for a ring: {}", started.error().message());
+    if (answered != nullptr) least_busy().take_over(*answered);
+    return;
+  }
+  if (answered != nullptr) {
+    worker->take_over(*answered);
+  } else {
+    worker->take_entry({});
+  }
+  workers_.push_back(std::move(worker));
+}
+
+RingWorker& RingGroup::least_busy() noexcept {
+  for (const auto& worker : workers_) {
+    if (worker->waits()) return *worker;
+  }
+  return *workers_[turn_++ % workers_.size()];
+}
+
+void RingGroup::give(RingEntry& answered) noexcept {
+  const MutexLock hold{mu_};
+  if (!resting_.empty()) {
+    resting_.back()->take_over(answered);
+    resting_.pop_back();
+  } else if (workers_.size() + coming_ < most_) {
+    ++coming_;
+    spawn_(*this, &answered);
+  } else {
+    least_busy().take_over(answered);
+  }
+}
+
+void RingGroup::grow() noexcept {
+  const MutexLock hold{mu_};
+  if (!resting_.empty()) {
+    resting_.back()->take_entry({});
+    resting_.pop_back();
+  } else if (workers_.size() + coming_ < most_) {
+    ++coming_;
+    spawn_(*this, nullptr);
+  }
+}
+
+bool RingGroup::rest(RingWorker& worker) noexcept {
+  const MutexLock hold{mu_};
+  // Under the lock that grow() takes: who gets busy after this finds the worker resting.
+  if (ready_.load() <= 0) return false;
+  resting_.push_back(&worker);
+  return true;
+}
+
+std::size_t RingGroup::ask(const std::function<void()>& done) noexcept {
+  const MutexLock hold{mu_};
+  for (const auto& worker : workers_) worker->ask(done);
+  return workers_.size();
+}
+
+void RingGroup::stop() noexcept {
+  std::vector<std::unique_ptr<RingWorker>> workers;
+  {
+    const MutexLock hold{mu_};
+    workers.swap(workers_);
+    resting_.clear();
+  }
+  for (const auto& worker : workers) worker->stop();
+  for (const auto& worker : workers) worker->join();
+}
+
+}  // namespace latchfs::transport

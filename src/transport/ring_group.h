@@ -1,0 +1,73 @@
+// The workers of one queue, that is of one CPU.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "base/mutex.h"
+#include "transport/ring_worker.h"
+
+namespace latchfs::transport {
+
+class RingGroup {
+ public:
+  // most: workers. spawn: has somebody else call add() soon, with this entry.
+  RingGroup(RingShared& shared, std::uint16_t queue, unsigned most,
+            std::function<void(RingGroup&, RingEntry*)> spawn)
+      : queue_{queue}, most_{most}, shared_{shared}, spawn_{std::move(spawn)} {}
+
+  [[nodiscard]] std::uint16_t queue() const noexcept { return queue_; }
+
+  // The first worker; made() hears what came of its ring, on its thread.
+  [[nodiscard]] Result<void> begin(std::function<void(Result<void>)> made) EXCLUDES(mu_);
+  // Has it register its entry; done() hears what came of it.
+  void enlist(std::function<void(Result<void>)> done) EXCLUDES(mu_);
+
+  // One more worker, which takes over an answered entry, or a new one (null). Not a worker's
+  // thread, whose rights may be somebody's.
+  void add(RingEntry* answered) noexcept EXCLUDES(mu_);
+  // Gives an answered entry of this queue to a worker.
+  void give(RingEntry& answered) noexcept EXCLUDES(mu_);
+
+  // What a worker says of itself: it waits for requests; it has one.
+  void ready() noexcept { ready_.fetch_add(1); }
+  void busy(bool has_request) noexcept EXCLUDES(mu_) {
+    if (ready_.fetch_sub(1) == 1 && has_request) grow();
+  }
+  // A new entry came to the kernel: it says so before ready(). Taken by who parks a request.
+  void registered() noexcept { registered_.store(true); }
+  [[nodiscard]] bool take_registered() noexcept {
+    return registered_.load() && registered_.exchange(false);
+  }
+  // A worker without an entry wants to rest. False: it should not, nobody else is ready.
+  [[nodiscard]] bool rest(RingWorker& worker) noexcept EXCLUDES(mu_);
+
+  // Has each worker call done() when it is not handling a request; returns how many will.
+  [[nodiscard]] std::size_t ask(const std::function<void()>& done) noexcept EXCLUDES(mu_);
+  // Ends all workers and waits for them. No give() may follow.
+  void stop() noexcept EXCLUDES(mu_);
+
+ private:
+  void grow() noexcept EXCLUDES(mu_);
+  [[nodiscard]] RingWorker& least_busy() noexcept REQUIRES(mu_);
+
+  const std::uint16_t queue_;
+  const unsigned most_;
+  RingShared& shared_;
+  const std::function<void(RingGroup&, RingEntry*)> spawn_;
+  std::atomic<int> ready_{0};
+  std::atomic<bool> registered_{false};
+
+  Mutex mu_;  // before the workers' mailboxes, and what spawn_ takes
+  std::vector<std::unique_ptr<RingWorker>> workers_ GUARDED_BY(mu_);
+  std::vector<RingWorker*> resting_ GUARDED_BY(mu_);
+  unsigned coming_ GUARDED_BY(mu_){0};  // asked of spawn_
+  unsigned turn_ GUARDED_BY(mu_){0};
+};
+
+}  // namespace latchfs::transport
