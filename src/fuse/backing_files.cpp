@@ -53,6 +53,20 @@ BackingFiles::Use BackingFiles::enter(std::uint64_t node, int fd) {
   return {*this, node, result};
 }
 
+void BackingFiles::close_all() noexcept {
+  posix::become_daemon();
+  for (Shard& shard : shards_) {
+    std::unordered_map<std::uint64_t, Backing> nodes;
+    {
+      const MutexLock hold{shard.mu};
+      nodes.swap(shard.nodes);
+    }
+    for (const auto& [node, backing] : nodes) {
+      if (backing.id != 0) channel_.close_backing(backing.id);
+    }
+  }
+}
+
 void BackingFiles::leave(std::uint64_t node) noexcept {
   std::int32_t id = 0;
   Shard& shard = shard_of(node);

@@ -58,6 +58,11 @@ class BackingFiles {
   // released. Calls become_daemon(). Throws std::bad_alloc. Precondition: Channel::passthrough().
   [[nodiscard]] Use enter(std::uint64_t node, int fd);
 
+  // At the session's end, while the channel has its device: the kernel lets go of what the daemon
+  // named. Else that would wait until the last descriptor of the device is closed, which a ring
+  // does some time after its process has ended, and SOURCE's file system would be busy until then.
+  void close_all() noexcept;
+
  private:
   static constexpr std::size_t kShards = 16;
   struct Backing {

@@ -180,6 +180,7 @@ struct FuseMount::Impl {
     if (session == nullptr) return true;
     fs.quiesce();
     fs.locks.shutdown();
+    fs.backing.close_all();
     fs.detach();
     const bool ours = !mounted || is_over(session) || is_on_top();
     if (ours) {

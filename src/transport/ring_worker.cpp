@@ -74,8 +74,7 @@ void RingWorker::take_over(RingEntry& answered) noexcept {
   post({Letter::What::kCommit, &answered, {}});
 }
 void RingWorker::ask(std::function<void()> done) noexcept {
-  post({Letter::What::kAsk, nullptr,
-        [done = std::move(done)](const Result<void>&) { done(); }});
+  post({Letter::What::kAsk, nullptr, [done = std::move(done)](const Result<void>&) { done(); }});
 }
 void RingWorker::stop() noexcept { post({Letter::What::kStop, nullptr, {}}); }
 
@@ -208,8 +207,8 @@ std::span<char> RingWorker::assemble(RingEntry& entry, fuse_in_header header) no
   if (argument > entry.headers->op_in.size()) return {};
   const bool in_place = header.len > kSmall && argument % alignof(fuse_in_header) == 0;
   if (!in_place && header.len > kSmall) return {};
-  char* const message = in_place ? entry.payload - argument - sizeof header
-                                 : reinterpret_cast<char*>(small_.data());
+  char* const message =
+      in_place ? entry.payload - argument - sizeof header : reinterpret_cast<char*>(small_.data());
   std::memcpy(message, &header, sizeof header);
   std::memcpy(message + sizeof header, entry.headers->op_in.data(), argument);
   if (!in_place) std::memcpy(message + sizeof header + argument, entry.payload, data);
@@ -231,12 +230,16 @@ void RingWorker::handle(Ring& ring, RingEntry& entry) {
   t_handled = &entry;
   shared_.handle(message.data(), message.size());
   t_handled = nullptr;
+  // Has no answer, and yet wants a commit: the kernel sends it in person where it took a name of
+  // READDIRPLUS's that it cannot keep (fs/fuse/readdir.c fuse_force_forget()).
+  if (header.opcode == FUSE_FORGET || header.opcode == FUSE_BATCH_FORGET) {
+    return answer(ring, entry, 0);
+  }
   if ((entry.progress.load(std::memory_order_acquire) & RingEntry::kFilled) != 0) {
     return commit(ring, entry);
   }
   shared_.park(entry, header);
-  const unsigned before =
-      entry.progress.fetch_or(RingEntry::kLeft, std::memory_order_acq_rel);
+  const unsigned before = entry.progress.fetch_or(RingEntry::kLeft, std::memory_order_acq_rel);
   if ((before & RingEntry::kFilled) != 0) {
     shared_.unpark(entry);
     return commit(ring, entry);

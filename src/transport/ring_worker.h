@@ -50,7 +50,9 @@ class RingWorker {
   // Starts the thread, which makes its ring and then calls made(what came of it), and waits for
   // mail. EAGAIN (no more threads), EMFILE.
   [[nodiscard]] Result<void> start(std::function<void(Result<void>)> made);
-  void join() { if (thread_.joinable()) thread_.join(); }
+  void join() {
+    if (thread_.joinable()) thread_.join();
+  }
 
   // Mail: any thread, any time between start() and join(); done in order. They throw nothing:
   // without memory for a letter the process is over.

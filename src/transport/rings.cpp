@@ -138,8 +138,7 @@ ssize_t Rings::answer(std::uint64_t number, const iovec* parts, int count) noexc
   header.len = static_cast<std::uint32_t>(sizeof header + size);
   std::memcpy(entry->headers->in_out.data(), &header, sizeof header);
   entry->headers->entry.payload_size = static_cast<std::uint32_t>(size);
-  const unsigned before =
-      entry->progress.fetch_or(RingEntry::kFilled, std::memory_order_acq_rel);
+  const unsigned before = entry->progress.fetch_or(RingEntry::kFilled, std::memory_order_acq_rel);
   if ((before & RingEntry::kLeft) != 0) {
     unpark(*entry);
     groups_[entry->queue]->give(*entry);

@@ -28,8 +28,8 @@ namespace latchfs::transport {
 class Rings {
  public:
   struct Config {
-    int device{-1};         // the session's
-    std::size_t payload{};  // bytes: the most that one message carries
+    int device{-1};           // the session's
+    std::size_t payload{};    // bytes: the most that one message carries
     unsigned most_workers{};  // a CPU
     // Handles a message (see RingShared); an INTERRUPT too, on any thread.
     std::function<void(char* message, std::size_t size)> handle;

@@ -14,7 +14,8 @@ namespace latchfs::locktest {
 namespace {
 
 bool mount_is_gone(int err) {
-  return err == ENOTCONN || err == ECONNABORTED || err == EIO || err == ENODEV;
+  // ECANCELED: what was on its way to a ring. (So EINTR may be, which is tried again as always.)
+  return err == ENOTCONN || err == ECONNABORTED || err == ECANCELED || err == EIO || err == ENODEV;
 }
 
 // Tells others what is held, and notices what cannot be.

@@ -15,6 +15,7 @@
 
 #include "base/unique_fd.h"
 #include "support/fs_stage.h"
+#include "support/lock_proc.h"
 
 namespace latchfs::fsdiff {
 namespace {
@@ -57,7 +58,10 @@ void LoopImage::remount(const std::string& options) {
 void LoopImage::detach() { umount2(mountpoint_.c_str(), MNT_DETACH); }
 
 void LoopImage::mount_again() {
-  if (umount2(mountpoint_.c_str(), 0) != 0) throw std::runtime_error("the image is in use");
+  // A killed daemon's rings are taken down in the background, and hold what was passed through.
+  if (!locktest::poll_until([this] { return umount2(mountpoint_.c_str(), 0) == 0; })) {
+    throw std::runtime_error("the image is in use");
+  }
   attach();
 }
 

@@ -224,6 +224,10 @@ std::string MountFixture::io() const {
   return nlohmann::json::parse(text_of(mountpoint_ + "/.locks/status")).at("io");
 }
 
+std::string MountFixture::transport() const {
+  return nlohmann::json::parse(text_of(mountpoint_ + "/.locks/status")).at("transport");
+}
+
 MountFixture::~MountFixture() {
   detach();
   if (daemon_ > 0) {

@@ -75,6 +75,8 @@ class MountFixture {
   [[nodiscard]] std::string log() const;
   // How the mount reads files: "io" of its `.locks/status`.
   [[nodiscard]] std::string io() const;
+  // How requests come to it: "transport" of the same.
+  [[nodiscard]] std::string transport() const;
 
  private:
   void start();

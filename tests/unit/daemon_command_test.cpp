@@ -198,7 +198,9 @@ TEST_F(Command, StoppingLeavesWhatOthersMountedOverItAlone) {
       sh("latchfs src mnt -f -o $T & pid=$!\n"
          "answers $pid\n"
          "mount -t tmpfs over mnt && echo kept > mnt/file\n"
-         "kill $pid; wait $pid; echo $?; cat mnt/file; umount mnt; ls mnt; umount mnt; ls mnt");
+         "kill $pid; wait $pid; echo $?; cat mnt/file; umount mnt\n"
+         "until ls mnt 2>&1 | grep 'Transport endpoint is not connected' >&2; do sleep 0.02; done\n"
+         "umount mnt; ls mnt");
   EXPECT_EQ(got.out, "1\nkept\n") << got.err;
   EXPECT_NE(got.err.find("mnt shows another mount than this one"), std::string::npos) << got.err;
   EXPECT_NE(got.err.find("Transport endpoint is not connected"), std::string::npos) << got.err;
