@@ -77,6 +77,12 @@ void RingGroup::grow() noexcept {
   }
 }
 
+void RingGroup::drained(std::uint64_t registrations) noexcept {
+  std::uint64_t before = drained_.load();
+  while (before < registrations && !drained_.compare_exchange_weak(before, registrations)) {
+  }
+}
+
 bool RingGroup::rest(RingWorker& worker) noexcept {
   const MutexLock hold{mu_};
   // Under the lock that grow() takes: who gets busy after this finds the worker resting.

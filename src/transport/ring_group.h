@@ -39,11 +39,13 @@ class RingGroup {
   void busy(bool has_request) noexcept EXCLUDES(mu_) {
     if (ready_.fetch_sub(1) == 1 && has_request) grow();
   }
-  // A new entry came to the kernel: it says so before ready(). Taken by who parks a request.
-  void registered() noexcept { registered_.store(true); }
-  [[nodiscard]] bool take_registered() noexcept {
-    return registered_.load() && registered_.exchange(false);
-  }
+  // A new entry came to the kernel, which takes nothing from the queue for it: said before ready().
+  void registered() noexcept { registered_.fetch_add(1); }
+  // So requests may be queued although entries are free, until a commit that came after all that
+  // registered() counts up to now found the queue empty.
+  [[nodiscard]] std::uint64_t registrations() const noexcept { return registered_.load(); }
+  [[nodiscard]] bool may_be_queued() const noexcept { return registered_.load() > drained_.load(); }
+  void drained(std::uint64_t registrations) noexcept;
   // A worker without an entry wants to rest. False: it should not, nobody else is ready.
   [[nodiscard]] bool rest(RingWorker& worker) noexcept EXCLUDES(mu_);
 
@@ -61,7 +63,8 @@ class RingGroup {
   RingShared& shared_;
   const std::function<void(RingGroup&, RingEntry*)> spawn_;
   std::atomic<int> ready_{0};
-  std::atomic<bool> registered_{false};
+  std::atomic<std::uint64_t> registered_{0};
+  std::atomic<std::uint64_t> drained_{0};  // as many of them
 
   Mutex mu_;  // before the workers' mailboxes, and what spawn_ takes
   std::vector<std::unique_ptr<RingWorker>> workers_ GUARDED_BY(mu_);

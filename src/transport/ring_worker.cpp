@@ -91,6 +91,12 @@ void RingWorker::serve(Ring& ring) {
   while (!stopping_) {
     const bool ready = in_kernel_ > 0;
     if (ready) group_.ready();
+    if (std::exchange(committed_, false) && group_.may_be_queued()) {
+      // What a commit takes from the queue is there when it is submitted.
+      const std::uint64_t known = group_.registrations();
+      (void)ring.submit();
+      if (!ring.has_next()) group_.drained(known);
+    }
     waits_.store(true, std::memory_order_relaxed);
     const auto waited = ring.wait();
     waits_.store(false, std::memory_order_relaxed);
@@ -109,7 +115,10 @@ void RingWorker::serve(Ring& ring) {
         completed(ring, completion);
       }
       // The answer to one request must not wait until the next one is handled.
-      if (ring.has_next()) (void)ring.submit();
+      if (ring.has_next()) {
+        (void)ring.submit();
+        committed_ = false;
+      }
     }
   }
   (void)ring.submit();
@@ -145,6 +154,7 @@ void RingWorker::read_mail(Ring& ring) {
 void RingWorker::commit(Ring& ring, RingEntry& entry) {
   ring.add_commit(entry);
   ++in_kernel_;
+  committed_ = true;
 }
 
 void RingWorker::enlisted(const Result<void>& result) {
@@ -169,7 +179,8 @@ void RingWorker::register_entry(Ring& ring) {
 // was being handled was parked instead of committed, the queue may stand still. The kernel is made
 // to send a request that can be committed: it answers FUSE_NOTIFY_RETRIEVE by one, on the queue of
 // the CPU that we are on. It wants a regular file that it knows: the parked request's, since nobody
-// waits for anything else.
+// waits for anything else. What that commit takes from the queue may be parked in turn, and so on:
+// so whoever parks does this until a commit has found the queue empty.
 void RingWorker::kick(std::uint64_t node) {
   if (::sched_getcpu() != group_.queue()) (void)stay_on(group_.queue());
   struct {
@@ -246,7 +257,7 @@ void RingWorker::handle(Ring& ring, RingEntry& entry) {
   }
   // From here on the entry is whoever's answers it.
   if (in_kernel_ == 0 && !group_.rest(*this)) register_entry(ring);
-  if (group_.take_registered()) kick(header.nodeid);
+  if (group_.may_be_queued()) kick(header.nodeid);
 }
 
 void RingWorker::answer(Ring& ring, RingEntry& entry, int error) {

@@ -100,6 +100,7 @@ class RingWorker {
 
   // The thread's own.
   unsigned in_kernel_{0};  // entries that wait for a request
+  bool committed_{false};  // since it last submitted
   bool stopping_{false};
   std::vector<Letter> reading_;
   std::function<void(Result<void>)> enlisted_;  // waits to hear of the entry being registered

@@ -69,9 +69,8 @@ Child on_cpu(int cpu, const std::function<int()>& body) {
 }
 
 bool all_wait(const MountFixture& mount, std::size_t count) {
-  return poll_until([&] {
-    return status_number(mount.mount(), "/counts/waiters") == static_cast<long>(count);
-  });
+  return poll_until(
+      [&] { return status_number(mount.mount(), "/counts/waiters") == static_cast<long>(count); });
 }
 
 TEST_F(Rings, AreUsedWhereTheKernelOffersThem) {
@@ -140,8 +139,7 @@ TEST_P(RingsStarve, NobodyWhenSoManyWait) {
     }
     for (Child& child : busy) ASSERT_TRUE(exited_well(child.wait())) << "somebody starves";
     ASSERT_TRUE(all_wait(mount, waiting));
-    Child last = on_cpu(
-        cpu, [&] { return locktest::unlock(held.get(), LockType::kOfd); });
+    Child last = on_cpu(cpu, [&] { return locktest::unlock(held.get(), LockType::kOfd); });
     ASSERT_TRUE(exited_well(last.wait())) << "who would end the wait starves";
     for (Child& child : waiters) ASSERT_TRUE(exited_well(child.wait()));
   }
