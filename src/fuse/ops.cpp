@@ -159,4 +159,10 @@ transport::wire::OpenWay FileSystem::way_of(const OpenFile& file) {
   return {};
 }
 
+bool made_room(fuse_req_t req, std::error_code error) noexcept {
+  if (error != errno_code(ENOSPC) && error != errno_code(EDQUOT)) return false;
+  file_system(req).inodes->make_room();
+  return true;
+}
+
 }  // namespace latchfs::fuse

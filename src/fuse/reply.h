@@ -73,12 +73,18 @@ class Reply {
 
 [[nodiscard]] fuse_entry_param entry_param(const posix::Entry& found, const Timeouts& timeouts);
 
+// Where the error is that there is no room, gives back what removed files hold. True: try again.
+[[nodiscard]] bool made_room(fuse_req_t req, std::error_code error) noexcept;
+
 // A handler: fn answers through the reply, moves it away to answer later, or returns the error.
+// Called once more where there was no room.
 template <class Fn>
 void answer(fuse_req_t req, Fn&& fn) noexcept {
   Reply reply{req};
   try {
-    if (Result<void> r = fn(reply); !r) reply.error(r.error());
+    Result<void> r = fn(reply);
+    if (!r && made_room(req, r.error())) r = fn(reply);
+    if (!r) reply.error(r.error());
   } catch (const std::bad_alloc&) {
     reply.error(std::make_error_code(std::errc::not_enough_memory));
   } catch (...) {

@@ -63,36 +63,64 @@ InodeTable::~InodeTable() {
   if (janitor_.joinable()) janitor_.join();
 }
 
-void InodeTable::unlink_locked(Shard& shard, Inode& inode) {
-  (inode.newer != nullptr ? inode.newer->older : shard.newest) = inode.older;
-  (inode.older != nullptr ? inode.older->newer : shard.oldest) = inode.newer;
+void InodeTable::List::remove(Inode& inode) noexcept {
+  (inode.newer != nullptr ? inode.newer->older : newest) = inode.older;
+  (inode.older != nullptr ? inode.older->newer : oldest) = inode.newer;
   inode.newer = inode.older = nullptr;
-  --shard.pins;
+  --size;
 }
 
-void InodeTable::push_locked(Shard& shard, Inode& inode) {
-  inode.older = shard.newest;
-  (shard.newest != nullptr ? shard.newest->newer : shard.oldest) = &inode;
-  shard.newest = &inode;
-  ++shard.pins;
+void InodeTable::List::push(Inode& inode) noexcept {
+  inode.older = newest;
+  (newest != nullptr ? newest->newer : oldest) = &inode;
+  newest = &inode;
+  ++size;
+}
+
+InodeTable::List* InodeTable::list_of_locked(Shard& shard, const Inode& inode) {
+  if (inode.keep == Keep::kReferenced) return nullptr;
+  return inode.keep == Keep::kGrace ? &shard.grace : &shard.cached;
 }
 
 void InodeTable::touch_locked(Shard& shard, Inode& inode) {
   inode.used_at = tick_.load(std::memory_order_relaxed);
-  if (inode.kept || shard.newest == &inode) return;
-  unlink_locked(shard, inode);
-  push_locked(shard, inode);
+  List* const list = list_of_locked(shard, inode);
+  if (list == nullptr || list->newest == &inode) return;
+  list->remove(inode);
+  list->push(inode);
 }
 
-PinPtr InodeTable::set_pin_locked(Shard& shard, Inode& inode, PinPtr pin) {
+InodeTable::Taken InodeTable::set_pin_locked(Shard& shard, Inode& inode, PinPtr pin, Keep keep) {
+  if (keep != Keep::kUsed && kept_.fetch_add(1, std::memory_order_relaxed) >= options_.max_pins) {
+    kept_.fetch_sub(1, std::memory_order_relaxed);
+    keep = Keep::kUsed;
+  }
+  inode.keep = keep;
   inode.pin = std::move(pin);
   if (inode.name) inode.name->last = inode.pin;
   inode.used_at = tick_.load(std::memory_order_relaxed);
-  push_locked(shard, inode);
-  if (shard.pins <= pins_per_shard_) return nullptr;
-  Inode& victim = *shard.oldest;
-  unlink_locked(shard, victim);
-  return std::move(victim.pin);
+  if (List* const list = list_of_locked(shard, inode)) list->push(inode);
+  wake_janitor();
+  if (shard.cached.size <= pins_per_shard_) return {};
+  return take_pin_locked(shard, *shard.cached.oldest);
+}
+
+InodeTable::Taken InodeTable::take_pin_locked(Shard& shard, Inode& inode) noexcept {
+  if (!inode.pin) return {};
+  if (List* const list = list_of_locked(shard, inode)) list->remove(inode);
+  const Keep keep = std::exchange(inode.keep, Keep::kUsed);
+  if (keep != Keep::kUsed) kept_.fetch_sub(1, std::memory_order_relaxed);
+  return {std::move(inode.pin), keep == Keep::kGrace ? &leaving_ : nullptr};
+}
+
+InodeTable::Taken::Taken(PinPtr pin, std::atomic<std::uint32_t>* leaving) noexcept
+    : pin_{std::move(pin)}, leaving_{leaving} {
+  if (leaving_ != nullptr) leaving_->fetch_add(1);
+}
+
+InodeTable::Taken::~Taken() {
+  pin_.reset();
+  if (leaving_ != nullptr && leaving_->fetch_sub(1) == 1) leaving_->notify_all();
 }
 
 Result<PinPtr> InodeTable::pin(std::uint64_t node) {
@@ -143,14 +171,13 @@ Result<PinPtr> InodeTable::repin(std::uint64_t node) {
   }
   if (!fd) return fd.error();
   auto fresh = std::make_shared<const Pin>(Pin{std::move(*fd), id, type});
-  PinPtr victim;
+  Taken victim;
   const MutexLock hold{shard.mu};
   const auto it = shard.inodes.find(node);
   // Forgotten meanwhile, or its number has a new file: the pin serves this caller only.
   if (it == shard.inodes.end() || it->second.handle != handle) return PinPtr{fresh};
   if (it->second.pin) return it->second.pin;
   victim = set_pin_locked(shard, it->second, fresh);
-  if (janitor_idle_.load(std::memory_order_relaxed)) janitor_cv_.notify_one();
   return PinPtr{fresh};
 }
 
@@ -260,8 +287,8 @@ Result<Entry> InodeTable::adopt(UniqueFd fd, std::uint64_t parent, std::string_v
   const mode_t type = found->attr.st_mode & S_IFMT;
   auto pin = std::make_shared<const Pin>(Pin{std::move(fd), entry.id, type});
   auto hint = by_handle ? nullptr : std::make_unique<Name>(Name{parent, std::string{name}});
-  PinPtr old;
-  PinPtr victim;
+  Taken old;
+  Taken victim;
   Shard& shard = shard_of(found->node);
   const MutexLock hold{shard.mu};
   const auto [it, fresh] = shard.inodes.try_emplace(found->node);
@@ -269,11 +296,7 @@ Result<Entry> InodeTable::adopt(UniqueFd fd, std::uint64_t parent, std::string_v
   // The number names a new file now: the kernel tells the old one by its generation.
   const bool rebound =
       !fresh && (inode.generation != found->generation || inode.handle != found->handle);
-  if (rebound && inode.pin) {
-    if (!inode.kept) unlink_locked(shard, inode);
-    inode.kept = false;
-    old = std::move(inode.pin);
-  }
+  if (rebound) old = take_pin_locked(shard, inode);
   if (fresh || rebound) {
     inode.node = found->node;
     inode.id = entry.id;
@@ -290,7 +313,6 @@ Result<Entry> InodeTable::adopt(UniqueFd fd, std::uint64_t parent, std::string_v
     touch_locked(shard, inode);
   } else {
     victim = set_pin_locked(shard, inode, std::move(pin));
-    if (janitor_idle_.load(std::memory_order_relaxed)) janitor_cv_.notify_one();
   }
   return entry;
 }
@@ -392,7 +414,7 @@ Result<void> InodeTable::check_below_root(int dir) {
 
 void InodeTable::forget(std::uint64_t node, std::uint64_t count) noexcept {
   Shard& shard = shard_of(node);
-  PinPtr pin;
+  Taken pin;
   decltype(shard.inodes)::node_type gone;
   {
     const MutexLock hold{shard.mu};
@@ -401,8 +423,7 @@ void InodeTable::forget(std::uint64_t node, std::uint64_t count) noexcept {
     Inode& inode = it->second;
     inode.references -= std::min(inode.references, count);
     if (inode.references != 0) return;
-    if (inode.pin && !inode.kept) unlink_locked(shard, inode);
-    pin = std::move(inode.pin);
+    pin = take_pin_locked(shard, inode);
     gone = shard.inodes.extract(it);
   }
   if (NodeIds::dealt(node)) ids_.release(gone.mapped().id);
@@ -422,18 +443,17 @@ std::uint64_t InodeTable::known(const struct stat& st) {
 void InodeTable::removed(UniqueFd fd, const struct stat& st) {
   const std::uint64_t node = known(st);
   if (node == 0 || node == NodeIds::kRoot) return;
-  const bool keep = !S_ISREG(st.st_mode) || st.st_blocks == 0 || !has_handles(st.st_dev);
+  const bool costs = S_ISREG(st.st_mode) && st.st_blocks != 0 && has_handles(st.st_dev);
   auto pin = std::make_shared<const Pin>(Pin{std::move(fd), file_id(st), st.st_mode & S_IFMT});
-  PinPtr old;
+  Taken old;
+  Taken victim;
   Shard& shard = shard_of(node);
   const MutexLock hold{shard.mu};
   const auto it = shard.inodes.find(node);
   if (it == shard.inodes.end()) return;
-  Inode& inode = it->second;
-  if (inode.pin && !inode.kept) unlink_locked(shard, inode);
-  old = std::move(inode.pin);
-  inode.kept = keep;
-  if (keep) inode.pin = std::move(pin);
+  old = take_pin_locked(shard, it->second);
+  victim =
+      set_pin_locked(shard, it->second, std::move(pin), costs ? Keep::kGrace : Keep::kReferenced);
 }
 
 void InodeTable::renamed(std::uint64_t node, std::uint64_t parent, std::string_view name) {
@@ -468,46 +488,64 @@ InodeTable::Counts InodeTable::counts() {
   for (Shard& shard : shards_) {
     const MutexLock hold{shard.mu};
     sum.inodes += shard.inodes.size();
-    sum.pins += shard.pins;
+    sum.pins += shard.cached.size;
   }
+  sum.kept = kept_.load(std::memory_order_relaxed);
   return sum;
 }
 
 // Out of descriptors: half of each shard's go.
 void InodeTable::shed() noexcept {
   for (Shard& shard : shards_) {
-    std::array<PinPtr, 32> gone;
+    Gone gone;
     const MutexLock hold{shard.mu};
-    const std::size_t most = std::min(gone.size(), (shard.pins + 1) / 2);
-    for (std::size_t i = 0; i < most; ++i) {
-      Inode& victim = *shard.oldest;
-      unlink_locked(shard, victim);
-      gone[i] = std::move(victim.pin);
+    const std::size_t most = std::min(gone.size(), (shard.cached.size + 1) / 2);
+    for (std::size_t i = 0; i < most; ++i) gone[i] = take_pin_locked(shard, *shard.cached.oldest);
+  }
+}
+
+bool InodeTable::take_idle_locked(Shard& shard, List& list, std::uint32_t ticks,
+                                  Gone& gone) noexcept {
+  const std::uint32_t now = tick_.load(std::memory_order_relaxed);
+  for (Taken& pin : gone) {
+    Inode* const inode = list.oldest;
+    if (inode == nullptr || now - inode->used_at < ticks || inode->name) return true;
+    pin = take_pin_locked(shard, *inode);
+  }
+  return false;
+}
+
+void InodeTable::sweep() noexcept {
+  for (Shard& shard : shards_) {
+    for (bool done = false; !done;) {
+      Gone gone;
+      Gone expired;
+      const MutexLock hold{shard.mu};
+      done = take_idle_locked(shard, shard.cached, kIdleTicks, gone) &
+             take_idle_locked(shard, shard.grace, options_.grace, expired);
     }
   }
 }
 
-void InodeTable::sweep(std::uint32_t idle_ticks) noexcept {
-  const std::uint32_t now = tick_.load(std::memory_order_relaxed);
+void InodeTable::make_room() noexcept {
   for (Shard& shard : shards_) {
-    for (bool more = true; more;) {
-      std::array<PinPtr, 32> gone;
-      std::size_t count = 0;
+    for (bool done = false; !done;) {
+      Gone gone;
       const MutexLock hold{shard.mu};
-      while (count < gone.size() && shard.oldest != nullptr &&
-             now - shard.oldest->used_at >= idle_ticks && !shard.oldest->name) {
-        Inode& victim = *shard.oldest;
-        unlink_locked(shard, victim);
-        gone[count++] = std::move(victim.pin);
-      }
-      more = count == gone.size();
+      done = take_idle_locked(shard, shard.grace, 0, gone);
     }
+  }
+  // Closing is all that they are about; but when others go on removing it need not be 0 ever.
+  std::uint32_t leaving = leaving_.load();
+  for (int turns = 0; leaving != 0 && turns < 64; ++turns, leaving = leaving_.load()) {
+    leaving_.wait(leaving);
   }
 }
 
 void InodeTable::run_janitor() {
   for (bool open = false;;) {
-    const bool idle = !open && counts().pins == 0;
+    const Counts now = counts();
+    const bool idle = !open && now.pins == 0 && now.kept == 0;
     {
       const MutexLock hold{janitor_mu_};
       if (stopping_) return;
@@ -518,7 +556,7 @@ void InodeTable::run_janitor() {
       janitor_idle_.store(false, std::memory_order_relaxed);
     }
     tick_.fetch_add(1, std::memory_order_relaxed);
-    sweep(kIdleTicks);
+    sweep();
     open = devices_.close_unused();
   }
 }

@@ -7,9 +7,18 @@
 // bytes an inode, plus its name where there are no handles.
 //
 // A cached descriptor keeps a removed file's blocks in use. So descriptors unused for two seconds
-// are closed (by handle they are had again), and released at once when a removal through this
-// mount says so. Without handles they stay: an open file holds its own (OpenFile::pin). With the
-// descriptors go those that keep nested file systems mounted (devices.h).
+// are closed (by handle they are had again). Without handles they stay: an open file holds its own
+// (OpenFile::pin). With the descriptors go those that keep nested file systems mounted (devices.h).
+//
+// A file that is removed through this mount keeps a descriptor until the kernel forgets the node,
+// as a local file system keeps the inode while a dentry names it. The kernel may have looked it up
+// before and be about to open it; and were the inode number free, the next file would have it, and
+// with it the node, whereupon the kernel declares the old one bad, open descriptors and all (EIO:
+// fs/fuse/inode.c fuse_iget(), fuse_stale_inode()), or, if answers overtake one another, the new
+// one. The kernel forgets with the last user, in general before unlink(2) returns. Bounds: as many
+// descriptors more as are cached (beyond, a removed file's is one of those); and for what has
+// blocks, where the kernel thinks of other names that there are no more, or somebody has an O_PATH
+// descriptor, a minute from the last use, or until there is no room on the device (make_room()).
 //
 // Thread-safe. Makes no system call and takes no other lock while a shard's mutex is held.
 #pragma once
@@ -24,6 +33,7 @@
 #include <string_view>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "base/mutex.h"
@@ -57,7 +67,9 @@ class InodeTable {
  public:
   struct Options {
     bool use_handles{true};
-    std::size_t max_pins{};  // 0: a quarter of RLIMIT_NOFILE, at most 4096
+    // Cached, and of removed files as many more. 0: a quarter of RLIMIT_NOFILE, at most 4096.
+    std::size_t max_pins{};
+    std::uint32_t grace{60};  // seconds that a removed file's blocks are kept when nobody asks
   };
 
   // root: any descriptor of the directory that is node 1. Not to be followed by a fork.
@@ -66,7 +78,9 @@ class InodeTable {
   InodeTable(const InodeTable&) = delete;
   InodeTable& operator=(const InodeTable&) = delete;
 
-  // ESTALE: not known to the table, or the file is gone.
+  // ESTALE: not known to the table, or the file is gone. (Where the kernel came by a path it then
+  // walks it once more, asking for each name: what replaced the file is found. ENOENT would be
+  // final also for a name that always had a file. fs/namei.c do_filp_open(), retry_estale().)
   Result<PinPtr> pin(std::uint64_t node);
 
   // One step down, as the daemon; takes a reference. "." and ".." go by node, known to the table or
@@ -86,11 +100,13 @@ class InodeTable {
   // Gives references back.
   void forget(std::uint64_t node, std::uint64_t count) noexcept;
 
-  // The node's file was or will be removed through this mount; `fd` is an O_PATH descriptor of it
-  // and `st` its state before. A directory, and anything without blocks, stays reachable by its
-  // node until forgotten (a working directory, O_PATH descriptors); other files' descriptors are
-  // let go so that their space comes free with the last real user's.
+  // The node's file has lost its last name through this mount; `fd` is an O_PATH descriptor of it
+  // and `st` its state. It stays reachable by its node (see above).
   void removed(UniqueFd fd, const struct stat& st);
+  // There was no room for something: gives the blocks of removed files back that only the table
+  // holds, and waits for those that forget() is giving back (FORGET is not waited for by
+  // unlink(2)).
+  void make_room() noexcept;
   // It has a new name; matters only where there are no handles.
   void renamed(std::uint64_t node, std::uint64_t parent, std::string_view name);
   // The node of a file met by other means; 0 if the kernel does not know it.
@@ -106,7 +122,8 @@ class InodeTable {
 
   struct Counts {
     std::size_t inodes{};
-    std::size_t pins{};
+    std::size_t pins{};  // cached
+    std::size_t kept{};  // of removed files
   };
   [[nodiscard]] Counts counts();
 
@@ -116,6 +133,12 @@ class InodeTable {
     std::string name;
     std::weak_ptr<const Pin> last;  // still there if an open file holds it
   };
+  // Until when an inode's pin is kept at most.
+  enum class Keep : std::uint8_t {
+    kUsed,       // while it is used: in Shard::cached
+    kGrace,      // removed: in Shard::grace
+    kReferenced  // removed, without blocks or handle: until forgotten, in no list
+  };
   struct Inode {
     std::uint64_t node{};
     std::uint64_t references{};
@@ -124,18 +147,25 @@ class InodeTable {
     std::uint32_t generation{};
     std::uint32_t used_at{};  // tick_
     mode_t type{};
-    bool kept{};  // pinned until forgotten, not in the list
+    Keep keep{Keep::kUsed};
     PinPtr pin;
-    Inode* newer{};  // list of pinned inodes, not kept
+    Inode* newer{};  // in the list
     Inode* older{};
     std::unique_ptr<Name> name;  // only without handles
+  };
+  // Pinned inodes in the order of their use.
+  struct List {
+    Inode* newest{};
+    Inode* oldest{};
+    std::size_t size{};
+    void push(Inode& inode) noexcept;
+    void remove(Inode& inode) noexcept;
   };
   struct Shard {
     Mutex mu;
     std::unordered_map<std::uint64_t, Inode> inodes GUARDED_BY(mu);
-    Inode* newest GUARDED_BY(mu){};
-    Inode* oldest GUARDED_BY(mu){};
-    std::size_t pins GUARDED_BY(mu){};
+    List cached GUARDED_BY(mu);
+    List grace GUARDED_BY(mu);
   };
   static constexpr std::size_t kShards = 64;
 
@@ -144,11 +174,38 @@ class InodeTable {
   Shard& shard_of(std::uint64_t node) noexcept {
     return shards_[(node ^ (node >> NodeIds::kInoBits)) % kShards];
   }
-  static void unlink_locked(Shard& shard, Inode& inode) REQUIRES(shard.mu);
-  static void push_locked(Shard& shard, Inode& inode) REQUIRES(shard.mu);
+  // The list the pinned inode is in, if any.
+  static List* list_of_locked(Shard& shard, const Inode& inode) REQUIRES(shard.mu);
   void touch_locked(Shard& shard, Inode& inode) REQUIRES(shard.mu);
-  // Gives the inode a pin; returns one that had to go, to be dropped outside the mutex.
-  [[nodiscard]] PinPtr set_pin_locked(Shard& shard, Inode& inode, PinPtr pin) REQUIRES(shard.mu);
+  // A pin taken from an inode, to be dropped outside the mutex. While one lives that was removed
+  // with blocks, leaving_ counts it.
+  class Taken {
+   public:
+    Taken() = default;
+    Taken(PinPtr pin, std::atomic<std::uint32_t>* leaving) noexcept;
+    Taken(Taken&& o) noexcept
+        : pin_{std::move(o.pin_)}, leaving_{std::exchange(o.leaving_, nullptr)} {}
+    Taken& operator=(Taken&& o) noexcept {
+      std::swap(pin_, o.pin_);
+      std::swap(leaving_, o.leaving_);
+      return *this;
+    }
+    Taken(const Taken&) = delete;
+    Taken& operator=(const Taken&) = delete;
+    ~Taken();
+
+   private:
+    PinPtr pin_;
+    std::atomic<std::uint32_t>* leaving_{};
+  };
+  // None if the inode has none.
+  [[nodiscard]] Taken take_pin_locked(Shard& shard, Inode& inode) noexcept REQUIRES(shard.mu);
+  // Gives an inode without a pin one; returns another's that had to go.
+  [[nodiscard]] Taken set_pin_locked(Shard& shard, Inode& inode, PinPtr pin,
+                                     Keep keep = Keep::kUsed) REQUIRES(shard.mu);
+  void wake_janitor() noexcept {
+    if (janitor_idle_.load(std::memory_order_relaxed)) janitor_cv_.notify_one();
+  }
 
   // Node and identity of an open file.
   struct Identity {
@@ -170,7 +227,11 @@ class InodeTable {
   Result<void> check_below_root(int dir);
   Result<UniqueFd> open_parent(int dir);
   void shed() noexcept;
-  void sweep(std::uint32_t idle_ticks) noexcept;
+  // Takes from the list what was not used for so long; false: there is more than that.
+  using Gone = std::array<Taken, 32>;
+  bool take_idle_locked(Shard& shard, List& list, std::uint32_t ticks, Gone& gone) noexcept
+      REQUIRES(shard.mu);
+  void sweep() noexcept;
   void run_janitor();
 
   const PinPtr root_;
@@ -181,6 +242,8 @@ class InodeTable {
   NodeIds ids_;
   std::array<Shard, kShards> shards_;
   std::atomic<std::uint32_t> tick_{0};
+  std::atomic<std::size_t> kept_{0};       // pins of removed files
+  std::atomic<std::uint32_t> leaving_{0};  // see Taken
 
   Mutex janitor_mu_;  // leaf
   CondVar janitor_cv_;

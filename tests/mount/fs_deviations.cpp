@@ -135,10 +135,6 @@ std::vector<Deviation> common() {
        "fs/fuse/ioctl.c: fuse_priv_ioctl_prepare() opens it anew", nullptr, asks_for_flags},
       {"fcntl: F_SETFL with O_NOATIME has no effect on the access time (open with it has)",
        "our choice: following it would cost each read a system call", switches_noatime, nullptr},
-      {"O_PATH: a descriptor of a regular file whose last name is removed gives ESTALE, unless it "
-       "is open for reading or writing too",
-       "our choice: the file's space is given back at once, not when the kernel forgets the inode",
-       nullptr, holds_only_the_name_of_what_is_gone},
       {"statfs: f_type is FUSE_SUPER_MAGIC", "fs/fuse/inode.c: fuse_statfs", nullptr,
        only_statfs_type},
       {"lseek: offsets beyond the backing file system's largest are accepted; writing there fails",
@@ -193,6 +189,13 @@ const std::vector<Deviation>& deviations_between_mounts() {
         {"copy_file_range: overlapping ranges of one file through two mounts are not refused",
          "fs/remap_range.c, fs/read_write.c: compare inodes, and each mount has its own", copies,
          nullptr});
+    rows.push_back(
+        {"O_PATH: a descriptor of a regular file whose last name is removed through the other "
+         "mount "
+         "gives ESTALE two seconds after its last use, unless it is open for reading or writing "
+         "too",
+         "our choice: the file's space is given back, not held until the kernel forgets the inode",
+         nullptr, holds_only_the_name_of_what_is_gone});
     rows.push_back(
         {"a directory removed through the other mount: EACCES or ESTALE where natively ENOENT",
          "fs/namei.c: IS_DEADDIR is the mount's own inode's", nullptr,

@@ -29,6 +29,7 @@ namespace latchfs::fsdiff {
 namespace {
 
 using test::MountFixture;
+using test::OwnFileSystem;
 
 class FsEnvironment : public testing::Test {
  protected:
@@ -67,6 +68,33 @@ int fill(const std::string& path, std::size_t& written) {
     const ssize_t got = write(fd.get(), piece.data(), piece.size());
     if (got < 0) return errno;
     written += static_cast<std::size_t>(got);
+  }
+}
+
+// A removed file's room is the next one's, whoever has looked at it: here at once, where nobody but
+// the kernel knows the node any more, or not even that.
+TEST_F(FsEnvironment, RemovedFilesMakeRoom) {
+  const OwnFileSystem small{"tmpfs", "size=32m"};
+  ASSERT_TRUE(small.ok());
+  constexpr off_t kMost = 28 << 20;
+  MountFixture::Options options;
+  options.source = small.path();
+  const MountFixture fixture{options};
+  const UniqueFd fd = make(fixture.mount() + "/next");
+  for (int round = 0; round < 40; ++round) {
+    SCOPED_TRACE(round);
+    // Not through the mount: closing there is not waited for.
+    {
+      const UniqueFd old = make(small.path() + "/old");
+      ASSERT_EQ(posix_fallocate(old.get(), 0, kMost), 0);
+    }
+    const std::string name = fixture.mount() + "/old";
+    UniqueFd held{open(name.c_str(), O_PATH | O_CLOEXEC)};
+    ASSERT_TRUE(held);
+    if (round % 2 == 0) held.reset();
+    ASSERT_EQ(unlink(name.c_str()), 0);
+    ASSERT_EQ(errno_of(fallocate(fd.get(), 0, 0, kMost)), 0);
+    ASSERT_EQ(ftruncate(fd.get(), 0), 0);
   }
 }
 

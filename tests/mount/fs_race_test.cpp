@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <linux/fs.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -11,6 +12,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
@@ -18,6 +20,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -26,6 +29,7 @@
 #include "support/fs_snapshot.h"
 #include "support/fs_stage.h"
 #include "support/mount_fixture.h"
+#include "support/sanitized.h"
 
 namespace latchfs::fsdiff {
 namespace {
@@ -179,6 +183,81 @@ TEST_F(FsRace, CachesDroppedDuringAWalk) {
     ASSERT_EQ(stat((fixture.source() + path).c_str(), &there), 0);
     ASSERT_EQ(stat((fixture.mount() + path).c_str(), &here), 0);
     EXPECT_EQ(here.st_ino, there.st_ino);
+  }
+}
+
+// How often calls of several processes failed with what.
+class Tally {
+ public:
+  Tally() {
+    void* const memory =
+        mmap(nullptr, sizeof(Counts), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc{};
+    counts_ = new (memory) Counts{};
+  }
+  ~Tally() { munmap(counts_, sizeof(Counts)); }
+  Tally(const Tally&) = delete;
+  Tally& operator=(const Tally&) = delete;
+
+  void add(bool failed) { ++counts_->at(failed ? static_cast<std::size_t>(errno) : 0); }
+  [[nodiscard]] long of(int err) const { return counts_->at(static_cast<std::size_t>(err)); }
+  // Of all others than these.
+  [[nodiscard]] std::string beside(int allowed) const {
+    std::string out;
+    for (std::size_t err = 1; err < counts_->size(); ++err) {
+      if (counts_->at(err) == 0 || static_cast<int>(err) == allowed) continue;
+      out += std::string{strerrorname_np(static_cast<int>(err))} + " " +
+             std::to_string(counts_->at(err)) + " times; ";
+    }
+    return out;
+  }
+
+ private:
+  using Counts = std::array<std::atomic<long>, 134>;
+  Counts* counts_;
+};
+
+void open_read_and_stat(const std::string& path, Tally& tally) {
+  const UniqueFd fd{open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  tally.add(!fd);
+  char byte{};
+  if (fd) tally.add(read(fd.get(), &byte, 1) < 0);
+  struct stat st {};
+  tally.add(stat(path.c_str(), &st) != 0);
+}
+
+// One name that is made and removed, or replaced, while others open it. As on a local file system a
+// file that was looked up can be opened though its name is gone, and the number of the node is not
+// the next file's before all are done with it.
+TEST_F(FsRace, RemovedAndReplacedWhileOpened) {
+  constexpr int kOpeners = 4;
+  const int rounds = test::kSanitized ? 500 : 4000;
+  for (const char* cache : {"cache=strict", "cache=relaxed"}) {
+    MountFixture::Options options;
+    options.options = {cache};
+    const MountFixture fixture{options};
+    const std::string name = fixture.mount() + "/name";
+    const std::string next = fixture.mount() + "/next";
+    for (const bool replace : {false, true}) {
+      SCOPED_TRACE(std::string{cache} + (replace ? ", replaced" : ", removed"));
+      Tally opening;
+      Tally making;
+      ASSERT_NO_FATAL_FAILURE(put(name, "content"));
+      std::vector<std::unique_ptr<Meanwhile>> openers;
+      for (int i = 0; i < kOpeners; ++i) {
+        openers.push_back(
+            std::make_unique<Meanwhile>(0, [&] { open_read_and_stat(name, opening); }));
+      }
+      for (int round = 0; round < rounds; ++round) {
+        if (!replace) making.add(unlink(name.c_str()) != 0);
+        ASSERT_NO_FATAL_FAILURE(put(replace ? next : name, "content"));
+        if (replace) making.add(rename(next.c_str(), name.c_str()) != 0);
+      }
+      openers.clear();
+      EXPECT_EQ(making.beside(0), "");
+      EXPECT_EQ(opening.beside(replace ? 0 : ENOENT), "") << opening.of(0) << " times it went well";
+      EXPECT_GT(opening.of(0), 0);
+    }
   }
 }
 

@@ -20,8 +20,8 @@ class InodeTableTest : public Scratch, public testing::WithParamInterface<bool> 
     make_table(512);
   }
   [[nodiscard]] static bool by_handle() { return GetParam(); }
-  void make_table(std::size_t pins) {
-    auto made = InodeTable::create(dir(), {by_handle(), pins});
+  void make_table(std::size_t pins, std::uint32_t grace = 60) {
+    auto made = InodeTable::create(dir(), {by_handle(), pins, grace});
     ASSERT_TRUE(made);
     table_ = std::move(*made);
   }
@@ -44,6 +44,17 @@ class InodeTableTest : public Scratch, public testing::WithParamInterface<bool> 
     if (!pin) return 0;
     const auto st = stat_of((*pin)->fd.get());
     return st ? st->st_ino : 0;
+  }
+
+  // Removes a name as the mount does.
+  void remove(const std::string& name) {
+    UniqueFd fd = path_fd(name);
+    ASSERT_EQ(
+        ::unlinkat(AT_FDCWD, at(name).c_str(), S_ISDIR(stat_at(name).st_mode) ? AT_REMOVEDIR : 0),
+        0);
+    const auto st = stat_of(fd.get());
+    ASSERT_TRUE(st);
+    table().removed(std::move(fd), *st);
   }
 
  private:
@@ -145,10 +156,10 @@ TEST_P(InodeTableTest, AReusedInodeNumberIsANewFile) {
     old_generation = f.generation;
     UniqueFd fd = path_fd("f");
     ASSERT_EQ(::unlink(at("f").c_str()), 0);
-    // As if it had blocks: nothing is kept.
     struct stat st = stat_of(fd.get()).ok() ? *stat_of(fd.get()) : f.attr;
-    st.st_blocks = 8;
+    st.st_blocks = 8;  // as if it had some
     table().removed(std::move(fd), st);
+    table().make_room();
   }
   // Without handles the descriptor that is kept keeps the number taken.
   if (by_handle()) GTEST_SKIP() << "no inode number was used twice";
@@ -157,31 +168,93 @@ TEST_P(InodeTableTest, AReusedInodeNumberIsANewFile) {
 TEST_P(InodeTableTest, ARemovedDirectoryStaysReachableUntilForgotten) {
   make_dir("d");
   const Entry d = look(1, "d");
-  UniqueFd fd = path_fd("d");
-  ASSERT_EQ(::rmdir(at("d").c_str()), 0);
-  const auto st = stat_of(fd.get());
-  ASSERT_TRUE(st);
-  table().removed(std::move(fd), *st);
+  remove("d");
   for (int i = 0; i < 2000; ++i) make_file("f" + std::to_string(i));
   touch_all();
+  table().make_room();
   EXPECT_EQ(ino_through(d.node), d.attr.st_ino);
   const int before = open_fds();
   table().forget(d.node, 1);
   EXPECT_EQ(open_fds(), before - 1);
 }
 
-TEST_P(InodeTableTest, ARemovedFilesSpaceIsNotHeld) {
+// The kernel has looked the file up and is about to open it. On ext4 and tmpfs each new file of
+// those below would have the number, and the node, of the one before.
+TEST_P(InodeTableTest, ARemovedFileAndItsNumberStayUntilForgotten) {
+  for (const char* content : {"", "some"}) {
+    make_file("f", content);
+    const Entry f = look(1, "f");
+    remove("f");
+    for (int i = 0; i < 32; ++i) {
+      make_file("f", content);
+      EXPECT_NE(stat_at("f").st_ino, f.id.ino) << "the next file is another node";
+      ASSERT_EQ(::unlink(at("f").c_str()), 0);
+    }
+    const auto pin = table().pin(f.node);
+    ASSERT_TRUE(pin) << pin.error().message();
+    const UniqueFd fd{::openat(self_fds(), FdName{(*pin)->fd.get()}.c_str(), O_RDONLY | O_CLOEXEC)};
+    EXPECT_TRUE(fd) << "to be opened";
+    EXPECT_EQ(table().counts().kept, 1u);
+    const int before = open_fds();
+    table().forget(f.node, 1);
+    EXPECT_EQ(table().counts().kept, 0u);
+    EXPECT_EQ(open_fds(), before);  // ours is the last
+    EXPECT_EQ(table().pin(f.node).error(), errno_code(ESTALE));
+  }
+}
+
+TEST_P(InodeTableTest, ARemovedFilesSpaceIsHadWhereThereIsNone) {
   make_file("f", std::string(10000, 'x'));
   const Entry f = look(1, "f");
-  UniqueFd fd = path_fd("f");
-  ASSERT_EQ(::unlink(at("f").c_str()), 0);
-  const auto st = stat_of(fd.get());
-  ASSERT_TRUE(st);
-  const std::size_t pins = table().counts().pins;
-  table().removed(std::move(fd), *st);
-  EXPECT_EQ(table().counts().pins, pins - 1);
-  // Without handles the descriptor is all there is: kept, outside the list, until forgotten.
+  remove("f");
+  EXPECT_EQ(table().counts().pins, 0u);
+  EXPECT_TRUE(table().pin(f.node));
+  const int before = open_fds();
+  table().make_room();
+  // Without handles the descriptor is all there is.
+  EXPECT_EQ(table().counts().kept, by_handle() ? 0u : 1u);
+  EXPECT_EQ(open_fds(), by_handle() ? before - 1 : before);
   EXPECT_EQ(table().pin(f.node).ok(), !by_handle());
+}
+
+TEST_P(InodeTableTest, RemovedFilesNeedFewDescriptors) {
+  constexpr std::size_t kPins = 64;
+  constexpr int kFiles = 500;
+  make_table(kPins);
+  const int before = open_fds();
+  std::vector<Entry> all;
+  for (int i = 0; i < kFiles; ++i) {
+    const std::string name = "f" + std::to_string(i);
+    make_file(name, i % 2 == 0 ? "some" : "");
+    all.push_back(look(1, name));
+    remove(name);
+    ASSERT_LE(table().counts().kept, kPins);
+  }
+  EXPECT_EQ(table().counts().kept, kPins);
+  EXPECT_LE(open_fds() - before, static_cast<int>(2 * kPins) + 1);  // one for the device
+  EXPECT_EQ(ino_through(all.front().node), all.front().id.ino);
+  for (const Entry& e : all) table().forget(e.node, 1);
+  EXPECT_EQ(table().counts().kept, 0u);
+  EXPECT_EQ(table().counts().inodes, 0u);
+  EXPECT_LE(open_fds() - before, 1);
+}
+
+TEST_P(InodeTableTest, ARemovedFilesSpaceIsNotHeldForGood) {
+  if (!by_handle()) GTEST_SKIP() << "without handles the descriptor is all there is";
+  make_table(512, 1);
+  make_dir("d");
+  make_file("f", "some");
+  const Entry d = look(1, "d");
+  const Entry f = look(1, "f");
+  remove("d");
+  remove("f");
+  const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds{20};
+  while (table().counts().kept != 1 && std::chrono::steady_clock::now() < patience) {
+    std::this_thread::sleep_for(std::chrono::milliseconds{50});
+  }
+  EXPECT_EQ(table().counts().kept, 1u);
+  EXPECT_EQ(table().pin(f.node).error(), errno_code(ESTALE));
+  EXPECT_EQ(ino_through(d.node), d.id.ino);
 }
 
 TEST_P(InodeTableTest, DescriptorsUnusedForAWhileGo) {
