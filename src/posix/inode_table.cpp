@@ -1,11 +1,13 @@
 #include "posix/inode_table.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <new>
 
 #include "posix/credentials.h"
 #include "posix/sys.h"
@@ -16,6 +18,7 @@ namespace {
 constexpr std::size_t kMostPins = 4096;
 constexpr std::uint32_t kIdleTicks = 2;
 constexpr auto kTick = std::chrono::seconds{1};
+constexpr std::size_t kWorthGivingBack = 16384;  // inodes: about 3 MB
 
 std::size_t default_pins() {
   struct rlimit limit {};
@@ -426,6 +429,7 @@ void InodeTable::forget(std::uint64_t node, std::uint64_t count) noexcept {
     pin = take_pin_locked(shard, inode);
     gone = shard.inodes.extract(it);
   }
+  wake_janitor();
   if (NodeIds::dealt(node)) ids_.release(gone.mapped().id);
 }
 
@@ -542,10 +546,34 @@ void InodeTable::make_room() noexcept {
   }
 }
 
+// malloc keeps what is free between what is not, and what the threads' heaps end with; the hash
+// tables stay as large as they were.
+void InodeTable::give_memory_back() noexcept {
+  for (Shard& shard : shards_) {
+    const MutexLock hold{shard.mu};
+    try {
+      shard.inodes.rehash(0);
+    } catch (const std::bad_alloc&) {
+      // As large as it was, then.
+    }
+  }
+#ifdef __GLIBC__
+  ::malloc_trim(0);
+#endif
+}
+
 void InodeTable::run_janitor() {
+  std::size_t most = 0;  // inodes since memory was given back
+  std::size_t before = 0;
   for (bool open = false;;) {
     const Counts now = counts();
-    const bool idle = !open && now.pins == 0 && now.kept == 0;
+    most = std::max(most, now.inodes);
+    if (most - now.inodes >= std::max(kWorthGivingBack, most / 2)) {
+      give_memory_back();
+      most = now.inodes;
+    }
+    const bool idle = !open && now.pins == 0 && now.kept == 0 && now.inodes == before;
+    before = now.inodes;
     {
       const MutexLock hold{janitor_mu_};
       if (stopping_) return;

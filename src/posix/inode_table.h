@@ -232,6 +232,8 @@ class InodeTable {
   bool take_idle_locked(Shard& shard, List& list, std::uint32_t ticks, Gone& gone) noexcept
       REQUIRES(shard.mu);
   void sweep() noexcept;
+  // To the kernel, what forgotten inodes took.
+  void give_memory_back() noexcept;
   void run_janitor();
 
   const PinPtr root_;
