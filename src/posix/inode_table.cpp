@@ -525,8 +525,8 @@ void InodeTable::sweep() noexcept {
       Gone gone;
       Gone expired;
       const MutexLock hold{shard.mu};
-      done = take_idle_locked(shard, shard.cached, kIdleTicks, gone) &
-             take_idle_locked(shard, shard.grace, options_.grace, expired);
+      const bool all_gone = take_idle_locked(shard, shard.cached, kIdleTicks, gone);
+      done = take_idle_locked(shard, shard.grace, options_.grace, expired) && all_gone;
     }
   }
 }
