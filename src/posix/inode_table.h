@@ -4,7 +4,7 @@
 // else by name below its parent node, checked by device and inode when it is used again. On top
 // there is a bounded cache of O_PATH descriptors, least recently used first out, so that hot nodes
 // cost nothing and a walk of a million files needs neither descriptors nor much memory: about 170
-// bytes an inode, plus its name where there are no handles, given back to the system when forgotten.
+// bytes an inode, plus its name where there are no handles; forgotten, it goes back to the system.
 //
 // A cached descriptor keeps a removed file's blocks in use. So descriptors unused for two seconds
 // are closed (by handle they are had again). Without handles they stay: an open file holds its own
