@@ -421,6 +421,36 @@ TEST_P(InodeTableTest, ManyThreadsAtOnce) {
   EXPECT_EQ(table().counts().inodes, 0u);
 }
 
+TEST_P(InodeTableTest, ManyThreadsRemove) {
+  make_table(64);
+  make_file("first");
+  table().forget(look(1, "first").node, 1);  // the device has its descriptor
+  const int before = open_fds();
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 200; ++i) {
+        const std::string name = "f" + std::to_string(t);
+        make_file(name, i % 3 == 0 ? "" : "some");
+        const auto found = table().lookup(1, name.c_str());
+        remove(name);
+        if (t == 0 && i % 8 == 0) table().make_room();
+        const auto pin = found ? table().pin(found->node) : Result<PinPtr>{found.error()};
+        // Its blocks may have been given back meanwhile.
+        if (!pin && pin.error() != errno_code(ESTALE)) ++wrong;
+        if (pin && (*pin)->id != found->id) ++wrong;
+        if (found) table().forget(found->node, 1);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+  EXPECT_EQ(table().counts().inodes, 0u);
+  EXPECT_EQ(table().counts().kept, 0u);
+  EXPECT_EQ(open_fds(), before);
+}
+
 INSTANTIATE_TEST_SUITE_P(Kinds, InodeTableTest, testing::Values(true, false),
                          [](const auto& param) { return param.param ? "ByHandle" : "ByName"; });
 
