@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Rows of work on the native file system, through latchfs (cache=relaxed, the default, and "strict":
-cache=strict), bindfs, mergerfs and, when its path is given, libfuse's example passthrough_hp.
+"""Rows of work on the native file system, through latchfs (by /dev/fuse; "uring": by io_uring, which
+is switched on for the run where the kernel has it; "strict": by /dev/fuse with cache=strict), bindfs,
+mergerfs and, when its path is given, libfuse's example passthrough_hp.
 
 Every round runs every row on every target, in an order that rotates, so that drift of the machine
 meets all alike. A ratio is the target's speed as a share of native speed in the same round (1.00 =
@@ -31,7 +32,9 @@ TOP = pathlib.Path(__file__).resolve().parent.parent.parent
 LOCKS_LISTED = 100_000
 FIND_DIRS, FIND_FILES = 500, 100  # 50,000 files
 SOURCES = 40  # C files of the compile row
-NAMES = ("latchfs", "strict", "bindfs", "mergerfs", "passthrough_hp")
+LATCHFS = {"latchfs": "transport=dev", "uring": "transport=uring", "strict": "transport=dev,cache=strict"}
+NAMES = (*LATCHFS, "bindfs", "mergerfs", "passthrough_hp")
+URING = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
 
 
 class Target:
@@ -61,6 +64,19 @@ class Target:
                 time.sleep(0.1)
 
 
+@contextlib.contextmanager
+def uring_switched_on():
+    """FUSE over io_uring, as long as it lasts; yields whether it is there."""
+    before = URING.read_text(encoding="ascii").strip() if URING.exists() else ""
+    if before == "N":
+        URING.write_text("Y", encoding="ascii")
+    try:
+        yield before != ""
+    finally:
+        if before == "N":
+            URING.write_text("N", encoding="ascii")
+
+
 def run(command):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -80,7 +96,7 @@ class Rows:
         return lambda target: float(run([self.iobench, what, str(target.path), *map(str, numbers)]))
 
     def list_grants(self, target):
-        if target.name not in ("native", "latchfs", "strict"):
+        if target.name not in ("native", *LATCHFS):
             return None  # their locks are the kernel's: /proc/locks, as native
         place = "/proc/locks" if target.name == "native" else target.path / ".locks/list"
         holder = subprocess.Popen([self.lockbench, "hold", str(target.path), str(LOCKS_LISTED)],
@@ -103,18 +119,16 @@ class Rows:
             drop_caches()
         else:
             run(command)
-        began = time.monotonic()
-        found = run(command).count("\n")
-        took = time.monotonic() - began
-        if found != FIND_DIRS * FIND_FILES:
-            sys.exit(f"bench: find saw {found} files on {target.name}")
-        return took * 1000
+        took, said = timed(command)
+        if said.count("\n") != FIND_DIRS * FIND_FILES:
+            sys.exit(f"bench: find saw not all files on {target.name}")
+        return took
 
     @staticmethod
     def tar(target):
         place = target.path / "untar"
         place.mkdir()
-        took = timed(["tar", "-xf", str(target.source / "tree.tar"), "-C", str(place)])
+        took, _ = timed(["tar", "-xf", str(target.source / "tree.tar"), "-C", str(place)])
         shutil.rmtree(place)
         return took
 
@@ -122,11 +136,11 @@ class Rows:
     def git(target):
         command = ["git", "-c", "safe.directory=*", "-C", str(target.path / "repository"), "status", "--short"]
         run(command)
-        return timed(command)
+        return timed(command)[0]
 
     @staticmethod
     def compile(target):
-        return timed(["make", "-s", "-B", "-j2", "-C", str(target.path / "program")])
+        return timed(["make", "-s", "-B", "-j2", "-C", str(target.path / "program")])[0]
 
     def all(self):
         """name, unit, more is better, how to measure"""
@@ -185,9 +199,10 @@ def drop_caches():
 
 
 def timed(command):
+    """How many ms it took, and what it said."""
     began = time.monotonic()
-    run(command)
-    return (time.monotonic() - began) * 1000
+    said = run(command)
+    return (time.monotonic() - began) * 1000, said
 
 
 def version_of(command):
@@ -278,8 +293,8 @@ def markdown(report):
         f"{machine['kernel']}, {machine['backing']}; medians of {report['rounds']} interleaved "
         "rounds.", "",
         "Speed as a share of native in the same round, median (least to most): 1.00 is native, "
-        ".10 ten times slower. \"strict\" is latchfs with cache=strict. For the peers the kernel keeps the "
-        "locks.", "",
+        ".10 ten times slower. \"latchfs\" is by /dev/fuse, \"uring\" latchfs by io_uring, \"strict\" latchfs "
+        "by /dev/fuse with cache=strict. For the peers the kernel keeps the locks.", "",
         "| work | native | " + " | ".join(names) + " |",
         "| --- | ---: |" + " ---: |" * len(names),
     ]
@@ -311,7 +326,7 @@ def parse_args():
     parser.add_argument("--build", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="rows whose name contains one of these, comma-separated")
-    parser.add_argument("--targets", default="native,latchfs,strict,bindfs,mergerfs")
+    parser.add_argument("--targets", default="native,latchfs,uring,strict,bindfs,mergerfs")
     parser.add_argument("--passthrough-hp", metavar="PATH", help="libfuse's example, as one more target")
     parser.add_argument("--dir", default=tempfile.gettempdir(), help="where the backing directories go")
     parser.add_argument("--save", action="store_true", help="write docs/bench/DATE-COMMIT.{json,md,svg}")
@@ -330,19 +345,20 @@ def main():
     mounts = {
         "native": None,
         # A table each: mounts that share one let the kernel believe nothing.
-        "latchfs": [str(args.build / "src/daemon/latchfs"), "-o", f"table=bench-{os.getpid()}"],
-        "strict": [str(args.build / "src/daemon/latchfs"), "-o",
-                   f"table=bench-{os.getpid()}-strict,cache=strict"],
+        **{name: [str(args.build / "src/daemon/latchfs"), "-o", f"table=bench-{os.getpid()}-{name},{options}"]
+           for name, options in LATCHFS.items()},
         "passthrough_hp": passthrough_hp(args.passthrough_hp),
         "bindfs": ["bindfs"],
         "mergerfs": ["mergerfs"],
     }
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, base, ignore_errors=True)
-        for table in (f"bench-{os.getpid()}", f"bench-{os.getpid()}-strict"):
-            stack.callback(pathlib.Path(f"/run/latchfs/{table}.table").unlink, missing_ok=True)
+        for name in LATCHFS:
+            stack.callback(pathlib.Path(f"/run/latchfs/bench-{os.getpid()}-{name}.table").unlink, missing_ok=True)
         targets = []
         wanted = args.targets.split(",") + (["passthrough_hp"] if args.passthrough_hp else [])
+        if not stack.enter_context(uring_switched_on()):
+            wanted = [name for name in wanted if name != "uring"]
         for name in wanted:
             target = Target(name, base, mounts[name])
             make_tree(target)

@@ -43,6 +43,7 @@ TEST(Options, DefaultsAreTheContracts) {
   EXPECT_FALSE(o.foreground);
   EXPECT_EQ(o.enforce, Enforce::kAdvisory);
   EXPECT_EQ(o.io, Io::kAuto);
+  EXPECT_EQ(o.transport, Transport::kAuto);
   EXPECT_EQ(o.cache, Cache::kRelaxed);
   EXPECT_EQ(o.admin_gid, std::nullopt);
   EXPECT_EQ(o.control, ".locks");
@@ -151,6 +152,7 @@ TEST(Options, SaysWhatIsWrongInOneLine) {
   EXPECT_EQ(refusal_o("enforce=maybe"), "option 'enforce=maybe' must be advisory or mandatory");
   EXPECT_EQ(refusal_o("cache=no"), "option 'cache=no' must be strict or relaxed");
   EXPECT_EQ(refusal_o("io=fast"), "option 'io=fast' must be auto, direct or cached");
+  EXPECT_EQ(refusal_o("transport=pigeon"), "option 'transport=pigeon' must be auto, dev or uring");
   EXPECT_EQ(refusal_o("io=cached,enforce=mandatory"),
             "io=cached and enforce=mandatory exclude each other");
   EXPECT_EQ(refusal_o("allow_other,allow_root"), "allow_other and allow_root exclude each other");
@@ -232,9 +234,10 @@ TEST(PrintSize, IsExactAndComesBack) {
 
 TEST(Options, UsageNamesEveryOptionOfTheContract) {
   const std::string text = usage_text();
-  for (const char* name : {"enforce=", "io=", "cache=", "admin_group=", "control=", "table=",
-                           "table_max=", "max_locks_per_user=", "node_name=", "node_address=",
-                           "snapshots=", "log=", "log_level=", "allow_other", "-f"}) {
+  for (const char* name :
+       {"enforce=", "io=", "transport=", "cache=", "admin_group=", "control=", "table=",
+        "table_max=", "max_locks_per_user=", "node_name=", "node_address=", "snapshots=", "log=",
+        "log_level=", "allow_other", "-f"}) {
     EXPECT_NE(text.find(name), std::string::npos) << name;
   }
 }

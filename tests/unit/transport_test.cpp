@@ -3,7 +3,9 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <linux/fuse.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
@@ -13,7 +15,9 @@
 #include <string>
 #include <vector>
 
+#include "transport/caller_state.h"
 #include "transport/channel.h"
+#include "transport/ring_entry.h"
 #include "transport/wire.h"
 
 namespace latchfs::transport {
@@ -228,6 +232,83 @@ TEST(Transport, AnswersOfOpenAndCreateAreTheKernelsStructs) {
   EXPECT_EQ(out.attr.blksize, 4096U);
   std::memcpy(&fh, create.data() + sizeof out, 8);
   EXPECT_EQ(fh, 8U);
+}
+
+TEST(RingEntries, ANumberIsOfOneRequestOnly) {
+  RingEntries entries{8192};
+  const auto first = entries.add(3);
+  const auto second = entries.add(4);
+  ASSERT_TRUE(first);
+  ASSERT_TRUE(second);
+  EXPECT_EQ((*second)->queue, 4U);
+  const std::uint64_t one = RingEntries::begin(**first, 42, 42);
+  const std::uint64_t two = RingEntries::begin(**second, 44, 44);
+  EXPECT_TRUE(is_ring_number(one));
+  EXPECT_NE(one, two);
+  EXPECT_EQ(entries.find(one), *first);
+  EXPECT_EQ(entries.find(two), *second);
+  const std::uint64_t next = RingEntries::begin(**first, 46, 46);
+  EXPECT_NE(next, one);
+  EXPECT_EQ((*first)->number, next);  // the old one matches no more
+}
+
+TEST(RingEntries, NumbersOfNothingAreNothing) {
+  const RingEntries entries{8192};
+  for (const std::uint64_t number :
+       {std::uint64_t{0}, std::uint64_t{42}, std::uint64_t{1} << 62, std::uint64_t{1} << 63,
+        (std::uint64_t{1} << 63) | 0xffffffff, (std::uint64_t{1} << 63) | (RingEntries::kMost - 1),
+        ~std::uint64_t{0}}) {
+    EXPECT_EQ(entries.find(number), nullptr) << number;
+  }
+}
+
+TEST(RingEntries, TheMemoryIsTheEntrysOwnToItsEnd) {
+  RingEntries entries{8192};
+  std::vector<RingEntry*> all;
+  for (int i = 0; i < 600; ++i) {  // more than one chunk
+    const auto entry = entries.add(0);
+    ASSERT_TRUE(entry);
+    all.push_back(*entry);
+    std::memset((*entry)->payload - RingEntry::kFront, i, RingEntry::kFront + 8192);
+  }
+  for (int i = 0; i < 600; ++i) {
+    EXPECT_EQ(all[i]->payload[8191], static_cast<char>(i));
+    EXPECT_EQ(all[i]->payload[-static_cast<int>(RingEntry::kFront)], static_cast<char>(i));
+    EXPECT_EQ(all[i]->index, static_cast<std::uint32_t>(i));
+  }
+}
+
+// A vfork(2)ing parent sleeps like one whose interrupt was lost.
+TEST(CallerState, TellsWhoSleepsDeaf) {
+  EXPECT_FALSE(sleeps_deaf(0));
+  EXPECT_FALSE(sleeps_deaf(0xffffffff));
+  EXPECT_FALSE(sleeps_deaf(static_cast<std::uint32_t>(::getpid())));
+  // Its name looks like the state of one that does.
+  ASSERT_EQ(::prctl(PR_SET_NAME, "x) D 1"), 0);
+  EXPECT_FALSE(sleeps_deaf(static_cast<std::uint32_t>(::getpid())));
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::pipe(ends.data()), 0);
+  const pid_t sleeper = ::fork();
+  if (sleeper == 0) {
+    const pid_t child = ::vfork();
+    if (child == 0) {
+      char byte{};
+      (void)!::read(ends[0], &byte, 1);
+      ::_exit(0);
+    }
+    ::waitpid(child, nullptr, 0);
+    ::_exit(0);
+  }
+  bool deaf = false;
+  for (int i = 0; i < 10'000 && !deaf; ++i) {
+    deaf = sleeps_deaf(static_cast<std::uint32_t>(sleeper));
+    if (!deaf) ::usleep(1000);
+  }
+  EXPECT_TRUE(deaf);
+  ASSERT_EQ(::write(ends[1], "x", 1), 1);
+  ::waitpid(sleeper, nullptr, 0);
+  ::close(ends[0]);
+  ::close(ends[1]);
 }
 
 }  // namespace
