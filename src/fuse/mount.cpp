@@ -159,7 +159,7 @@ transport::Wanted wanted_of_kernel(const MountConfig& config) {
   // Asked for in vain it would cost: nothing more could be stacked on the mount.
   wanted.passthrough = config.data_mode == DataMode::kAuto && !config.mandatory &&
                        ::geteuid() == 0 && BackingFiles::suits(config.source.get());
-  wanted.direct_mmap = config.data_mode != DataMode::kCached && !config.mandatory;
+  wanted.direct_mmap = !config.mandatory;
   wanted.rings = config.rings;
   wanted.workers = std::max(2U, config.threads);
   return wanted;

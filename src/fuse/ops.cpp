@@ -1,6 +1,8 @@
 // The table of handlers, and INIT.
 #include "fuse/ops.h"
 
+#include <fcntl.h>
+
 #include "fuse/file_system.h"
 #include "posix/credentials.h"
 
@@ -156,6 +158,9 @@ transport::wire::OpenWay FileSystem::way_of(const OpenFile& file) {
   // Where passthrough is to be had, but not of this file, its pages must not be cached either: the
   // rest of this mount counts on it.
   if (!page_cached()) return {kDirect, 0};
+  // A write that goes through pages is cut where a page is not all there (fs/fuse/file.c
+  // fuse_fill_write_pages()), and what is appended through another mount would come in between.
+  if ((file.flags & O_APPEND) != 0 && direct_mmap()) return {kDirect, 0};
   return {};
 }
 
