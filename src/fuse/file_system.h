@@ -13,6 +13,7 @@
 #include "fuse/lock_edge.h"
 #include "fuse/mount.h"
 #include "fuse/open_file.h"
+#include "fuse/recent_listings.h"
 #include "fuse/reply.h"
 #include "posix/inode_table.h"
 #include "transport/channel.h"
@@ -54,6 +55,7 @@ struct FileSystem : transport::Channel {
   HandleTable<OpenFile> files;
   HandleTable<OpenDir> dirs;
   std::atomic<std::uint64_t> opens{0};
+  RecentListings listings;
   MountFileView view;
   control::Tree tree;
   LockEdge locks;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string>
 
+#include "base/clock.h"
 #include "fuse/control_ops.h"
 #include "fuse/file_system.h"
 #include "fuse/ops.h"
@@ -29,6 +30,7 @@ class Listing {
   Result<void> fill(off_t offset) {
     const MutexLock hold{dir_.mu};
     if (auto r = dir_.stream.seek(offset); !r) return r;
+    if (plus_ && offset == 0) dir_.names_only = is_believed();
     // Entries take more room in the answer than in getdents64's buffer: 24 bytes a name, or 152.
     const std::size_t expected = plus_ ? buffer_.size() / 4 : buffer_.size();
     for (;;) {
@@ -51,7 +53,7 @@ class Listing {
   bool hidden(const char* name) const { return fs_.is_control_name(dir_.node, name); }
 
   // False: no room.
-  bool add(const posix::DirItem& item) {
+  bool add(const posix::DirItem& item) REQUIRES(dir_.mu) {
     const std::size_t room = buffer_.size() - used_;
     // Asked without a buffer it only tells the size: no reference is taken in vain.
     const std::size_t need = plus_
@@ -77,9 +79,21 @@ class Listing {
     return st;
   }
 
-  // Node 0 where there is nothing to refer to: "." and "..", or gone meanwhile.
-  fuse_entry_param look_up(const posix::DirItem& item) {
-    if (!is_dot(item.name)) {
+  // Whether the kernel believes the directory's entries, and for long enough that who reads it can
+  // look at them yet.
+  bool is_believed() {
+    const Timeouts believed = fs_.believed_absence();
+    const auto shortest = static_cast<std::int64_t>(std::min(believed.entry, believed.attr) * 1e9);
+    const std::int64_t now = monotonic_ns();
+    if (fs_.listings.within(dir_.node, now, shortest / 8 * 7)) return true;
+    fs_.listings.note(dir_.node, now);
+    return false;
+  }
+
+  // Node 0 where there is nothing to refer to ("." and "..", or gone meanwhile), or nothing to
+  // tell.
+  fuse_entry_param look_up(const posix::DirItem& item) REQUIRES(dir_.mu) {
+    if (!is_dot(item.name) && !dir_.names_only) {
       if (const auto found = fs_.inodes->lookup(dir_.node, item.name)) {
         referenced_.push_back(found->node);
         return entry_param(*found, fs_.believed(found->attr));

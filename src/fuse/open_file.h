@@ -50,6 +50,7 @@ struct OpenDir {
   dev_t dev{};
   Mutex mu;  // held across getdents64 and lookups: requests on one directory take turns
   posix::DirStream stream GUARDED_BY(mu);
+  bool names_only GUARDED_BY(mu){};  // of what is being read: see RecentListings
   // Of the control tree's root.
   std::vector<control::FileName> names GUARDED_BY(mu);
 
