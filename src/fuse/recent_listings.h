@@ -1,9 +1,9 @@
 // Which directories' entries the kernel was told of a moment ago.
 //
-// The kernel asks for READDIRPLUS each time a directory is read, also when it still believes all that
-// it was told the last time: then names will do, and the look-ups are saved. A guess that costs speed
-// when it is wrong, nothing else: what the kernel does not know it looks up, and what it believes
-// ends when it would have ended.
+// The kernel asks for READDIRPLUS each time a directory is read, also when it still believes all
+// that it was told the last time: then names will do, and the look-ups are saved. A guess that
+// costs speed when it is wrong, nothing else: what the kernel does not know it looks up, and what
+// it believes ends when it would have ended.
 #pragma once
 
 #include <array>

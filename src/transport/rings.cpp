@@ -1,7 +1,9 @@
 #include "transport/rings.h"
 
 #include <linux/fuse.h>
+#include <sched.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -38,6 +40,14 @@ unsigned possible_cpus() {
   }
 }
 
+// A worker belongs on its CPU. Who keeps the daemon off some (taskset, a cpuset) means it.
+bool may_run_everywhere() {
+  cpu_set_t mine;
+  CPU_ZERO(&mine);
+  return ::sched_getaffinity(0, sizeof mine, &mine) == 0 &&
+         CPU_COUNT(&mine) >= ::sysconf(_SC_NPROCESSORS_ONLN);
+}
+
 // Threads made meanwhile get no signals.
 class NoSignals {
  public:
@@ -66,6 +76,10 @@ Rings::Rings(Config config)
 Rings::~Rings() { stop(); }
 
 Result<std::unique_ptr<Rings>> Rings::create(Config config) {
+  if (!may_run_everywhere()) {
+    log::info("io_uring wants a thread on each CPU, and the daemon may not run on all of them");
+    return errno_code(EPERM);
+  }
   std::unique_ptr<Rings> rings{new Rings{std::move(config)}};
   const NoSignals quiet;
   if (auto r = rings->make_groups(); !r) return r.error();

@@ -36,7 +36,8 @@ class Rings {
   };
 
   // Makes a worker and a ring for each CPU that the machine may have. Before INIT is answered: if
-  // this fails, io_uring must not be asked for. EPERM (kernel.io_uring_disabled), ENOSYS, EMFILE, …
+  // this fails, io_uring must not be asked for. EPERM (kernel.io_uring_disabled; the daemon may not
+  // run on every CPU), ENOSYS, EMFILE, …
   [[nodiscard]] static Result<std::unique_ptr<Rings>> create(Config config);
   ~Rings();
   Rings(const Rings&) = delete;

@@ -101,6 +101,20 @@ TEST_F(Rings, WhereNoneMayBeMadeTheDeviceServes) {
   EXPECT_NE(mount.log().find("no io_uring for FUSE"), std::string::npos) << mount.log();
 }
 
+// A worker could not stay on its CPU.
+TEST_F(Rings, WhereTheDaemonMayNotRunEverywhereTheDeviceServes) {
+  cpu_set_t before, one;
+  ASSERT_EQ(sched_getaffinity(0, sizeof before, &before), 0);
+  if (CPU_COUNT(&before) < 2) GTEST_SKIP() << "only one CPU";
+  CPU_ZERO(&one);
+  CPU_SET(first_cpu(), &one);
+  ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+  const MountFixture mount{with("transport=uring")};
+  EXPECT_EQ(sched_setaffinity(0, sizeof before, &before), 0);
+  EXPECT_EQ(mount.transport(), "dev");
+  EXPECT_NE(mount.log().find("may not run on all of them"), std::string::npos) << mount.log();
+}
+
 // Each waiter keeps an entry of the CPU's queue. Whoever else is on that CPU goes on all the same,
 // and one of them is who ends the wait.
 class RingsStarve : public Rings, public ::testing::WithParamInterface<unsigned> {};

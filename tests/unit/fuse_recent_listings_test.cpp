@@ -1,6 +1,6 @@
-#include "fuse/recent_listings.h"
-
 #include <gtest/gtest.h>
+
+#include "fuse/recent_listings.h"
 
 namespace latchfs::fuse {
 namespace {
