@@ -46,7 +46,7 @@ struct MountConfig {
   bool mandatory{};  // enforce=mandatory: wants kDirect
   Timeouts timeouts;
   transport::Wanted::Rings rings{transport::Wanted::Rings::kIfOffered};
-  unsigned threads{16};  // most worker threads; with rings, of each CPU
+  unsigned threads{16};  // most worker threads; with rings, twice as many of each CPU
 
   std::string control_name{".locks"};
   std::optional<gid_t> admin_gid;

@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "base/seldom.h"
+#include "transport/channel.h"
 
 namespace latchfs::fuse {
 
@@ -81,7 +82,10 @@ void Reply::file_data(int fd, std::size_t size, off_t offset) noexcept {
   data.buf[0].flags = static_cast<enum fuse_buf_flags>(FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK);
   data.buf[0].fd = fd;
   data.buf[0].pos = offset;
-  ::fuse_reply_data(req, &data, static_cast<enum fuse_buf_copy_flags>(0));
+  // A splice goes to /dev/fuse, whoever asked.
+  const auto& channel = *static_cast<const transport::Channel*>(::fuse_req_userdata(req));
+  ::fuse_reply_data(req, &data,
+                    channel.by_rings() ? FUSE_BUF_NO_SPLICE : static_cast<fuse_buf_copy_flags>(0));
 }
 
 fuse_entry_param entry_param(const posix::Entry& found, const Timeouts& timeouts) {

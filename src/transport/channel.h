@@ -56,8 +56,9 @@ class Channel {
   void detach() noexcept;
 
   // How requests come in: "uring", or "dev". As long as the kernel has not said hello: "dev".
-  [[nodiscard]] const char* transport() const noexcept {
-    return ring_ready_.load(std::memory_order_acquire) ? "uring" : "dev";
+  [[nodiscard]] const char* transport() const noexcept { return by_rings() ? "uring" : "dev"; }
+  [[nodiscard]] bool by_rings() const noexcept {
+    return ring_ready_.load(std::memory_order_acquire);
   }
 
   // Of the request that the calling thread is handling: handlers only, not what they parked.

@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstddef>
+#include <cstdlib>
 #include <cstring>
 
 #include "base/log.h"
@@ -44,13 +45,19 @@ io_uring_sqe* Ring::slot() noexcept {
   io_uring_sqe* sqe = ::io_uring_get_sqe(&ring_);
   if (sqe != nullptr) return sqe;
   // Full: the kernel takes all of it (IORING_SETUP_SUBMIT_ALL).
-  if (auto r = submit(); !r) log::error("a ring takes nothing more: {}", r.error().message());
-  return ::io_uring_get_sqe(&ring_);
+  const auto submitted = submit();
+  sqe = ::io_uring_get_sqe(&ring_);
+  if (sqe == nullptr) {
+    // An answer would be lost, and somebody wait for it forever.
+    log::error("a ring takes nothing more ({}); the daemon ends",
+               submitted ? "full" : submitted.error().message());
+    std::abort();
+  }
+  return sqe;
 }
 
 void Ring::add(RingEntry& entry, std::uint32_t command) noexcept {
   io_uring_sqe* sqe = slot();
-  if (sqe == nullptr) return;
   ::io_uring_prep_rw(IORING_OP_URING_CMD, sqe, 0, nullptr, 0, 0);
   sqe->flags = IOSQE_FIXED_FILE;
   sqe->cmd_op = command;
@@ -70,7 +77,6 @@ void Ring::add_commit(RingEntry& entry) noexcept { add(entry, wire::kRingCommitA
 
 void Ring::listen() noexcept {
   io_uring_sqe* sqe = slot();
-  if (sqe == nullptr) return;
   ::io_uring_prep_read(sqe, mail_, &mail_count_, sizeof mail_count_, 0);
   ::io_uring_sqe_set_data(sqe, nullptr);
 }

@@ -11,7 +11,7 @@ namespace {
 constexpr std::uint64_t kTag = 1ULL << 63;
 constexpr std::uint32_t kGenerations = 0x7fffffff;
 constexpr std::size_t kPage = 4096;
-static_assert(sizeof(wire::RingHeaders) + RingEntry::kFront <= kPage);
+static_assert(RingEntry::kFront <= kPage);
 
 }  // namespace
 
@@ -20,7 +20,7 @@ RingEntries::~RingEntries() {
     Chunk* chunk = slot.load(std::memory_order_relaxed);
     if (chunk == nullptr) break;
     for (const RingEntry& entry : *chunk) {
-      if (entry.headers != nullptr) ::munmap(entry.headers, kPage + entry.capacity);
+      if (entry.payload != nullptr) ::munmap(entry.payload - kPage, kPage + entry.capacity);
     }
     delete chunk;
   }
@@ -36,18 +36,17 @@ Result<RingEntry*> RingEntries::add(std::uint16_t queue) noexcept {
     if (chunk == nullptr) return errno_code(ENOMEM);
     slot.store(chunk, std::memory_order_release);
   }
-  // Headers and payload in one mapping: neighbours become one in the kernel's books, of which a
-  // process may have 65,530. A payload that was never used takes no memory.
+  // One mapping each, with the front before it: neighbours become one in the kernel's books, of
+  // which a process may have 65,530. What was never used takes no memory.
   void* memory = ::mmap(nullptr, kPage + payload_, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return last_errno();
   RingEntry& entry = (*chunk)[size_ % kChunk];
   entry.index = static_cast<std::uint32_t>(size_++);
   entry.queue = queue;
-  entry.headers = static_cast<wire::RingHeaders*>(memory);
   entry.payload = static_cast<char*>(memory) + kPage;
   entry.capacity = payload_;
-  entry.vectors = {iovec{entry.headers, sizeof(wire::RingHeaders)},
+  entry.vectors = {iovec{&entry.headers, sizeof entry.headers},
                    iovec{entry.payload, entry.capacity}};
   return &entry;
 }

@@ -26,7 +26,8 @@ struct RingEntry {
 
   std::uint32_t index{};
   std::uint16_t queue{};
-  wire::RingHeaders* headers{};
+  // (Not in the payload's mapping: of a request that waits this is all that was touched.)
+  wire::RingHeaders headers{};
   char* payload{};  // with kFront bytes before it that may be written
   std::size_t capacity{};
   std::array<iovec, 2> vectors{};  // the same, as registering wants it
@@ -35,6 +36,7 @@ struct RingEntry {
   std::uint64_t commit_id{};
   std::uint64_t unique{};  // the kernel's
   std::uint32_t generation{};
+  std::size_t used{};  // bytes of the payload that were, at most
   // What libfuse takes for the request's unique, 0 once it is answered. Exactly one answer gets to
   // swap it for 0.
   std::atomic<std::uint64_t> number{0};

@@ -4,10 +4,14 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/seldom.h"
 
 namespace latchfs::transport {
 
 Result<void> RingGroup::begin(std::function<void(Result<void>)> made) {
+  const auto entry = shared_.entries.add(queue_);
+  if (!entry) return entry.error();
+  first_ = *entry;
   auto worker = std::make_unique<RingWorker>(shared_, *this);
   if (auto r = worker->start(std::move(made)); !r) return r;
   const MutexLock hold{mu_};
@@ -17,7 +21,7 @@ Result<void> RingGroup::begin(std::function<void(Result<void>)> made) {
 
 void RingGroup::enlist(std::function<void(Result<void>)> done) {
   const MutexLock hold{mu_};
-  workers_.front()->take_entry(std::move(done));
+  workers_.front()->enlist(*first_, std::move(done));
 }
 
 void RingGroup::add(RingEntry* answered) noexcept {
@@ -34,21 +38,33 @@ void RingGroup::add(RingEntry* answered) noexcept {
   const MutexLock hold{mu_};
   --coming_;
   if (!started) {
-    log::error("no further thread for a ring: {}", started.error().message());
-    if (answered != nullptr) least_busy().take_over(*answered);
+    static Seldom once_a_minute{60'000'000'000};
+    if (once_a_minute.due()) {
+      log::error("no further thread for a ring: {}", started.error().message());
+    }
+    if (answered != nullptr) {
+      least_busy().take_over(*answered);
+    } else if (!resting_.empty()) {
+      resting_.back()->take_entry();
+      resting_.pop_back();
+    } else {
+      arrived();
+    }
     return;
   }
   if (answered != nullptr) {
     worker->take_over(*answered);
   } else {
-    worker->take_entry({});
+    worker->take_entry();
   }
   workers_.push_back(std::move(worker));
 }
 
+// They take turns: what one has more than one of waits while it is busy with another.
 RingWorker& RingGroup::least_busy() noexcept {
-  for (const auto& worker : workers_) {
-    if (worker->waits()) return *worker;
+  for (std::size_t i = 0; i < workers_.size(); ++i) {
+    RingWorker& worker = *workers_[turn_++ % workers_.size()];
+    if (worker.waits()) return worker;
   }
   return *workers_[turn_++ % workers_.size()];
 }
@@ -68,10 +84,13 @@ void RingGroup::give(RingEntry& answered) noexcept {
 
 void RingGroup::grow() noexcept {
   const MutexLock hold{mu_};
+  if (pending_.load() > 0) return;
   if (!resting_.empty()) {
-    resting_.back()->take_entry({});
+    pending_.fetch_add(1);
+    resting_.back()->take_entry();
     resting_.pop_back();
   } else if (workers_.size() + coming_ < most_) {
+    pending_.fetch_add(1);
     ++coming_;
     spawn_(*this, nullptr);
   }
@@ -86,7 +105,7 @@ void RingGroup::drained(std::uint64_t registrations) noexcept {
 bool RingGroup::rest(RingWorker& worker) noexcept {
   const MutexLock hold{mu_};
   // Under the lock that grow() takes: who gets busy after this finds the worker resting.
-  if (ready_.load() <= 0) return false;
+  if (ready_.load() <= 0 && pending_.load() <= 0) return false;
   resting_.push_back(&worker);
   return true;
 }

@@ -24,6 +24,7 @@ class RingGroup {
   [[nodiscard]] std::uint16_t queue() const noexcept { return queue_; }
 
   // The first worker; made() hears what came of its ring, on its thread.
+  // ENOMEM: no entry for it.
   [[nodiscard]] Result<void> begin(std::function<void(Result<void>)> made) EXCLUDES(mu_);
   // Has it register its entry; done() hears what came of it.
   void enlist(std::function<void(Result<void>)> done) EXCLUDES(mu_);
@@ -46,7 +47,15 @@ class RingGroup {
   [[nodiscard]] std::uint64_t registrations() const noexcept { return registered_.load(); }
   [[nodiscard]] bool may_be_queued() const noexcept { return registered_.load() > drained_.load(); }
   void drained(std::uint64_t registrations) noexcept;
-  // A worker without an entry wants to rest. False: it should not, nobody else is ready.
+  // What grow() asked for is done: the entry is registered, or could not be had.
+  void arrived() noexcept { pending_.fetch_sub(1); }
+  // A regular file that the kernel knew a moment ago, 0: none yet. See RingWorker::kick().
+  void note_file(std::uint64_t node) noexcept { file_.store(node, std::memory_order_relaxed); }
+  [[nodiscard]] std::uint64_t file() const noexcept {
+    return file_.load(std::memory_order_relaxed);
+  }
+  // A worker without an entry wants to rest. False: it should not, nobody else is ready or about to
+  // be.
   [[nodiscard]] bool rest(RingWorker& worker) noexcept EXCLUDES(mu_);
 
   // Has each worker call done() when it is not handling a request; returns how many will.
@@ -62,9 +71,12 @@ class RingGroup {
   const unsigned most_;
   RingShared& shared_;
   const std::function<void(RingGroup&, RingEntry*)> spawn_;
+  RingEntry* first_{};  // the first worker's, had before the kernel counts on it
   std::atomic<int> ready_{0};
+  std::atomic<int> pending_{0};  // entries that grow() has asked for
   std::atomic<std::uint64_t> registered_{0};
   std::atomic<std::uint64_t> drained_{0};  // as many of them
+  std::atomic<std::uint64_t> file_{0};
 
   Mutex mu_;  // before the workers' mailboxes, and what spawn_ takes
   std::vector<std::unique_ptr<RingWorker>> workers_ GUARDED_BY(mu_);

@@ -3,13 +3,16 @@
 #include <linux/fuse.h>
 #include <sched.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
 
 #include "base/log.h"
+#include "base/seldom.h"
 #include "transport/ring_group.h"
 
 namespace latchfs::transport {
@@ -19,6 +22,8 @@ namespace {
 // after they answered into the same memory. Larger ones carry data of WRITE and SETXATTR, which
 // nobody looks at again.
 constexpr std::size_t kSmall = 8192;
+constexpr std::size_t kKept = 65536;
+constexpr std::size_t kPage = 4096;
 
 thread_local RingEntry* t_handled = nullptr;
 
@@ -30,6 +35,11 @@ bool stay_on(unsigned cpu) {
   if (cpu >= CPU_SETSIZE) return false;
   CPU_SET(cpu, &set);
   return ::sched_setaffinity(0, sizeof set, &set) == 0;
+}
+
+bool is_of_regular_file(std::uint32_t opcode) {
+  return opcode == FUSE_READ || opcode == FUSE_WRITE || opcode == FUSE_FLUSH ||
+         opcode == FUSE_SETLK || opcode == FUSE_SETLKW;
 }
 
 bool is_over(int err) {
@@ -67,9 +77,10 @@ void RingWorker::post(Letter letter) noexcept {
   (void)!::write(mail_.get(), &one, sizeof one);
 }
 
-void RingWorker::take_entry(std::function<void(Result<void>)> done) noexcept {
-  post({Letter::What::kEntry, nullptr, std::move(done)});
+void RingWorker::enlist(RingEntry& entry, std::function<void(Result<void>)> done) noexcept {
+  post({Letter::What::kEnlist, &entry, std::move(done)});
 }
+void RingWorker::take_entry() noexcept { post({Letter::What::kEntry, nullptr, {}}); }
 void RingWorker::take_over(RingEntry& answered) noexcept {
   post({Letter::What::kCommit, &answered, {}});
 }
@@ -102,7 +113,7 @@ void RingWorker::serve(Ring& ring) {
     waits_.store(false, std::memory_order_relaxed);
     Ring::Completion completion;
     bool some = ring.next(completion);
-    if (ready) group_.busy(some && completion.entry != nullptr);
+    if (ready) group_.busy(some && (completion.entry != nullptr || ring.has_next()));
     if (!waited) {
       // Whoever waits for an answer from here would wait forever: better that all is ended.
       log::error("a ring is broken: {}; the daemon ends", waited.error().message());
@@ -132,8 +143,14 @@ void RingWorker::read_mail(Ring& ring) {
   for (Letter& letter : reading_) {
     switch (letter.what) {
       case Letter::What::kEntry:
+        register_new(ring);
+        group_.arrived();
+        // What was queued before it was there waits for whoever is busy now.
+        if (const std::uint64_t file = group_.file(); file != 0) kick(file);
+        break;
+      case Letter::What::kEnlist:
         enlisted_ = std::move(letter.done);
-        register_entry(ring);
+        register_entry(ring, *letter.entry);
         // Refused is told at once, with the submission.
         if (!ring.has_next()) enlisted({});
         break;
@@ -152,6 +169,15 @@ void RingWorker::read_mail(Ring& ring) {
 }
 
 void RingWorker::commit(Ring& ring, RingEntry& entry) {
+  // What waits beside others is seldom used: it need not keep the memory of its largest request.
+  if (in_kernel_ > 0 && entry.used > kKept) {
+    const std::size_t answer = entry.headers.entry.payload_size;
+    const std::size_t from = (answer + kPage - 1) / kPage * kPage;
+    if (from < entry.capacity) {
+      ::madvise(entry.payload + from, entry.capacity - from, MADV_DONTNEED);
+    }
+    entry.used = 0;
+  }
   ring.add_commit(entry);
   ++in_kernel_;
   committed_ = true;
@@ -161,14 +187,15 @@ void RingWorker::enlisted(const Result<void>& result) {
   if (auto done = std::exchange(enlisted_, {})) done(result);
 }
 
-void RingWorker::register_entry(Ring& ring) {
+void RingWorker::register_new(Ring& ring) {
   const auto entry = shared_.entries.add(group_.queue());
-  if (!entry) {
-    // The requests of this CPU wait until a parked one is answered.
-    log::error("no further ring entry: {}", entry.error().message());
-    return enlisted(entry.error());
-  }
-  ring.add_register(**entry);
+  if (entry) return register_entry(ring, **entry);
+  // The requests of this CPU wait until a parked one is answered.
+  log::error("no further ring entry: {}", entry.error().message());
+}
+
+void RingWorker::register_entry(Ring& ring, RingEntry& entry) {
+  ring.add_register(entry);
   ++in_kernel_;
   (void)ring.submit();
   group_.registered();
@@ -182,7 +209,13 @@ void RingWorker::register_entry(Ring& ring) {
 // waits for anything else. What that commit takes from the queue may be parked in turn, and so on:
 // so whoever parks does this until a commit has found the queue empty.
 void RingWorker::kick(std::uint64_t node) {
-  if (::sched_getcpu() != group_.queue()) (void)stay_on(group_.queue());
+  if (::sched_getcpu() != group_.queue() && !stay_on(group_.queue())) {
+    static Seldom once_a_minute{60'000'000'000};
+    if (once_a_minute.due()) {
+      log::error("the daemon may no more run on CPU {}, requests from there may wait long",
+                 group_.queue());
+    }
+  }
   struct {
     fuse_out_header header;
     fuse_notify_retrieve_out body;
@@ -191,7 +224,8 @@ void RingWorker::kick(std::uint64_t node) {
   message.header.error = FUSE_NOTIFY_RETRIEVE;
   message.body.notify_unique = shared_.next_kick.fetch_add(2, std::memory_order_relaxed);
   message.body.nodeid = node;
-  if (::write(shared_.device, &message, sizeof message) < 0 && !is_over(errno)) {
+  // ENOENT: the kernel forgot the file, which then is nobody's who waits.
+  if (::write(shared_.device, &message, sizeof message) < 0 && !is_over(errno) && errno != ENOENT) {
     log::error("a ring's queue cannot be woken: {}", last_errno().message());
   }
 }
@@ -212,32 +246,34 @@ void RingWorker::completed(Ring& ring, const Ring::Completion& completion) {
 }
 
 std::span<char> RingWorker::assemble(RingEntry& entry, fuse_in_header header) noexcept {
-  const std::size_t data = entry.headers->entry.payload_size;
+  const std::size_t data = entry.headers.entry.payload_size;
   if (header.len < sizeof header + data || data > entry.capacity) return {};
+  entry.used = std::max(entry.used, data);
   const std::size_t argument = header.len - sizeof header - data;
-  if (argument > entry.headers->op_in.size()) return {};
+  if (argument > entry.headers.op_in.size()) return {};
   const bool in_place = header.len > kSmall && argument % alignof(fuse_in_header) == 0;
   if (!in_place && header.len > kSmall) return {};
   char* const message =
       in_place ? entry.payload - argument - sizeof header : reinterpret_cast<char*>(small_.data());
   std::memcpy(message, &header, sizeof header);
-  std::memcpy(message + sizeof header, entry.headers->op_in.data(), argument);
+  std::memcpy(message + sizeof header, entry.headers.op_in.data(), argument);
   if (!in_place) std::memcpy(message + sizeof header + argument, entry.payload, data);
   return {message, header.len};
 }
 
 void RingWorker::handle(Ring& ring, RingEntry& entry) {
   fuse_in_header header;
-  std::memcpy(&header, entry.headers->in_out.data(), sizeof header);
+  std::memcpy(&header, entry.headers.in_out.data(), sizeof header);
   const std::uint64_t unique = header.unique;
-  header.unique = RingEntries::begin(entry, unique, entry.headers->entry.commit_id);
+  header.unique = RingEntries::begin(entry, unique, entry.headers.entry.commit_id);
   if (header.opcode == FUSE_NOTIFY_REPLY) return answer(ring, entry, 0);  // see kick()
   const std::span<char> message = assemble(entry, header);
   if (message.empty()) {
     log::error("a request of {} bytes with {} of data (opcode {}) makes no sense", header.len,
-               entry.headers->entry.payload_size, header.opcode);
+               entry.headers.entry.payload_size, header.opcode);
     return answer(ring, entry, -EIO);
   }
+  if (is_of_regular_file(header.opcode)) group_.note_file(header.nodeid);
   t_handled = &entry;
   shared_.handle(message.data(), message.size());
   t_handled = nullptr;
@@ -256,15 +292,15 @@ void RingWorker::handle(Ring& ring, RingEntry& entry) {
     return commit(ring, entry);
   }
   // From here on the entry is whoever's answers it.
-  if (in_kernel_ == 0 && !group_.rest(*this)) register_entry(ring);
+  if (in_kernel_ == 0 && !group_.rest(*this)) register_new(ring);
   if (group_.may_be_queued()) kick(header.nodeid);
 }
 
 void RingWorker::answer(Ring& ring, RingEntry& entry, int error) {
   entry.number.store(0, std::memory_order_relaxed);
   const fuse_out_header header{sizeof header, error, entry.unique};
-  std::memcpy(entry.headers->in_out.data(), &header, sizeof header);
-  entry.headers->entry.payload_size = 0;
+  std::memcpy(entry.headers.in_out.data(), &header, sizeof header);
+  entry.headers.entry.payload_size = 0;
   commit(ring, entry);
 }
 

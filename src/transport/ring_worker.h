@@ -56,10 +56,12 @@ class RingWorker {
 
   // Mail: any thread, any time between start() and join(); done in order. They throw nothing:
   // without memory for a letter the process is over.
-  void take_entry(std::function<void(Result<void>)> done) noexcept;  // a new one, of its own
-  void take_over(RingEntry& answered) noexcept;                      // commit it, and serve it
-  void ask(std::function<void()> done) noexcept;                     // calls done()
-  void stop() noexcept;                                              // end the thread
+  // Register the session's first entry of this queue; done() hears what came of it.
+  void enlist(RingEntry& entry, std::function<void(Result<void>)> done) noexcept;
+  void take_entry() noexcept;                     // a new one, of its own
+  void take_over(RingEntry& answered) noexcept;   // commit it, and serve it
+  void ask(std::function<void()> done) noexcept;  // calls done()
+  void stop() noexcept;                           // end the thread
 
   // Whether it waits for a request or for mail: a hint.
   [[nodiscard]] bool waits() const noexcept { return waits_.load(std::memory_order_relaxed); }
@@ -70,7 +72,7 @@ class RingWorker {
 
  private:
   struct Letter {
-    enum class What : std::uint8_t { kEntry, kCommit, kAsk, kStop } what;
+    enum class What : std::uint8_t { kEnlist, kEntry, kCommit, kAsk, kStop } what;
     RingEntry* entry{};
     std::function<void(Result<void>)> done;
   };
@@ -83,7 +85,8 @@ class RingWorker {
   void handle(Ring& ring, RingEntry& entry);
   // What a message is handed over in; null: the entry makes no sense.
   [[nodiscard]] std::span<char> assemble(RingEntry& entry, fuse_in_header header) noexcept;
-  void register_entry(Ring& ring);
+  void register_new(Ring& ring);
+  void register_entry(Ring& ring, RingEntry& entry);
   void enlisted(const Result<void>& result);
   void kick(std::uint64_t node);
   void answer(Ring& ring, RingEntry& entry, int error);

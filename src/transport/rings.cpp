@@ -148,10 +148,11 @@ ssize_t Rings::answer(std::uint64_t number, const iovec* parts, int count) noexc
     if (more != 0 && to != parts[i].iov_base) std::memmove(to, parts[i].iov_base, more);
     size += more;
   }
+  entry->used = std::max(entry->used, size);
   header.unique = entry->unique;
   header.len = static_cast<std::uint32_t>(sizeof header + size);
-  std::memcpy(entry->headers->in_out.data(), &header, sizeof header);
-  entry->headers->entry.payload_size = static_cast<std::uint32_t>(size);
+  std::memcpy(entry->headers.in_out.data(), &header, sizeof header);
+  entry->headers.entry.payload_size = static_cast<std::uint32_t>(size);
   const unsigned before = entry->progress.fetch_or(RingEntry::kFilled, std::memory_order_acq_rel);
   if ((before & RingEntry::kLeft) != 0) {
     unpark(*entry);
@@ -170,7 +171,8 @@ void Rings::park(RingEntry& entry, const fuse_in_header& header) {
     early = known != early_.end();
     if (early) early_.erase(known);
     parked_[entry.unique] = {number, header.pid};
-    if (header.opcode == FUSE_SETLKW) {
+    // READ: of enforce=mandatory.
+    if (header.opcode == FUSE_SETLKW || header.opcode == FUSE_READ) {
       first = watched_[0].empty();
       watched_[0].push_back({entry.unique, monotonic_ns() + kLooks[0]});
     }

@@ -209,6 +209,26 @@ TEST_F(Mandatory, ABlockedReadSeesWhatTheHolderWrote) {
   ::close(fd);
 }
 
+// Of all sizes: small answers are copied, large ones spliced where that is possible.
+TEST_F(Mandatory, ABlockedReadOfAnySizeIsAnswered) {
+  constexpr std::size_t kMost = std::size_t{1} << 20;
+  const int fd = open();
+  const std::string text(kMost, 'n');
+  ASSERT_EQ(::pwrite(fd, text.data(), text.size(), 0), static_cast<ssize_t>(kMost));
+  for (std::size_t size = 4096; size <= kMost; size *= 2) {
+    ASSERT_EQ(lock(fd, F_SETLK, F_WRLCK, 0, 0), 0);
+    Child reader{[&] {
+      std::string seen(size, '\0');
+      const ssize_t got = ::pread(open(O_RDONLY), seen.data(), size, 0);
+      return got == static_cast<ssize_t>(size) && seen == text.substr(0, size) ? 0 : EIO;
+    }};
+    ASSERT_TRUE(somebody_waits());
+    ASSERT_EQ(lock(fd, F_SETLK, F_UNLCK, 0, 0), 0);
+    EXPECT_EQ(reader.result(), 0) << size;
+  }
+  ::close(fd);
+}
+
 TEST_F(Mandatory, ABlockedReadCanBeInterruptedAndKilled) {
   const int fd = open();
   ASSERT_EQ(lock(fd, F_SETLK, F_WRLCK, 0, 0), 0);
