@@ -54,6 +54,9 @@ TEST_F(FsSelfTest, StepsSurvivePrinting) {
 TEST_F(FsSelfTest, NativeAgreesWithNative) {
   Plan plan = native();
   plan.steps = 800;
+  // Of what was allocated and never written, the pages that happen to be in memory count as data
+  // (mm/filemap.c mapping_seek_hole_data()): not always the same ones.
+  plan.compare.holes = false;
   std::map<std::string, int> tally;
   plan.tally = &tally;
   for (std::uint64_t seed : {1u, 2u}) {
