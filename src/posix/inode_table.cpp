@@ -447,8 +447,7 @@ std::uint64_t InodeTable::known(const struct stat& st) {
 void InodeTable::removed(UniqueFd fd, const struct stat& st) {
   const std::uint64_t node = known(st);
   if (node == 0 || node == NodeIds::kRoot) return;
-  // (An empty one costs an inode.)
-  const bool costs = S_ISREG(st.st_mode) && has_handles(st.st_dev);
+  const bool costs = S_ISREG(st.st_mode) && st.st_blocks != 0 && has_handles(st.st_dev);
   auto pin = std::make_shared<const Pin>(Pin{std::move(fd), file_id(st), st.st_mode & S_IFMT});
   Taken old;
   Taken victim;

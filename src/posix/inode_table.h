@@ -69,7 +69,7 @@ class InodeTable {
     bool use_handles{true};
     // Cached, and of removed files as many more. 0: a quarter of RLIMIT_NOFILE, at most 4096.
     std::size_t max_pins{};
-    std::uint32_t grace{60};  // seconds that a removed file is kept when nobody asks
+    std::uint32_t grace{60};  // seconds that a removed file's blocks are kept when nobody asks
   };
 
   // root: any descriptor of the directory that is node 1. Not to be followed by a fork.
@@ -137,7 +137,7 @@ class InodeTable {
   enum class Keep : std::uint8_t {
     kUsed,       // while it is used: in Shard::cached
     kGrace,      // removed: in Shard::grace
-    kReferenced  // removed, no regular file or without handle: until forgotten, in no list
+    kReferenced  // removed, without blocks or handle: until forgotten, in no list
   };
   struct Inode {
     std::uint64_t node{};
