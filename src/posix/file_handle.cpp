@@ -1,6 +1,7 @@
 #include "posix/file_handle.h"
 
 #include <fcntl.h>
+#include <sched.h>
 
 #include <cerrno>
 #include <cstring>
@@ -50,9 +51,15 @@ Result<UniqueFd> FileHandle::open(int mount) const noexcept {
   buffer.get()->handle_type = type_;
   buffer.get()->handle_bytes = size_;
   std::memcpy(buffer.bytes(), bytes_.data(), size_);
-  const int fd = ::open_by_handle_at(mount, buffer.get(), O_PATH | O_NOFOLLOW | O_CLOEXEC);
-  if (fd < 0) return last_errno();
-  return UniqueFd{fd};
+  // ENOMEM is also what the kernel says of an inode number that is just becoming another file's
+  // (fs/inode.c iget_locked() of an inode that is I_CREATING): in a moment that is ESTALE.
+  constexpr int kMoments = 1000;
+  for (int moment = 0;; ++moment) {
+    const int fd = ::open_by_handle_at(mount, buffer.get(), O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0) return UniqueFd{fd};
+    if (errno != ENOMEM || moment == kMoments) return last_errno();
+    ::sched_yield();
+  }
 }
 
 std::uint32_t FileHandle::hash() const noexcept {
