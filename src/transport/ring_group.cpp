@@ -44,9 +44,8 @@ void RingGroup::add(RingEntry* answered) noexcept {
     }
     if (answered != nullptr) {
       least_busy().take_over(*answered);
-    } else if (!resting_.empty()) {
-      resting_.back()->take_entry();
-      resting_.pop_back();
+    } else if (RingWorker* const rested = take_resting()) {
+      rested->take_entry();
     } else {
       arrived();
     }
@@ -60,6 +59,13 @@ void RingGroup::add(RingEntry* answered) noexcept {
   workers_.push_back(std::move(worker));
 }
 
+RingWorker* RingGroup::take_resting() noexcept {
+  if (resting_.empty()) return nullptr;
+  RingWorker* const worker = resting_.back();
+  resting_.pop_back();
+  return worker;
+}
+
 // They take turns: what one has more than one of waits while it is busy with another.
 RingWorker& RingGroup::least_busy() noexcept {
   for (std::size_t i = 0; i < workers_.size(); ++i) {
@@ -71,9 +77,8 @@ RingWorker& RingGroup::least_busy() noexcept {
 
 void RingGroup::give(RingEntry& answered) noexcept {
   const MutexLock hold{mu_};
-  if (!resting_.empty()) {
-    resting_.back()->take_over(answered);
-    resting_.pop_back();
+  if (RingWorker* const rested = take_resting()) {
+    rested->take_over(answered);
   } else if (workers_.size() + coming_ < most_) {
     ++coming_;
     spawn_(*this, &answered);
@@ -85,10 +90,9 @@ void RingGroup::give(RingEntry& answered) noexcept {
 void RingGroup::grow() noexcept {
   const MutexLock hold{mu_};
   if (pending_.load() > 0) return;
-  if (!resting_.empty()) {
+  if (RingWorker* const rested = take_resting()) {
     pending_.fetch_add(1);
-    resting_.back()->take_entry();
-    resting_.pop_back();
+    rested->take_entry();
   } else if (workers_.size() + coming_ < most_) {
     pending_.fetch_add(1);
     ++coming_;

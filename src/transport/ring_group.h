@@ -65,6 +65,8 @@ class RingGroup {
 
  private:
   void grow() noexcept EXCLUDES(mu_);
+  // One of those that rest, who rests no more; null if none does.
+  [[nodiscard]] RingWorker* take_resting() noexcept REQUIRES(mu_);
   [[nodiscard]] RingWorker& least_busy() noexcept REQUIRES(mu_);
 
   const std::uint16_t queue_;

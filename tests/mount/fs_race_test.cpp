@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <linux/fs.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -20,7 +19,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <new>
 #include <string>
 #include <vector>
 
@@ -28,6 +26,7 @@
 #include "support/fs_image.h"
 #include "support/fs_snapshot.h"
 #include "support/fs_stage.h"
+#include "support/lock_children.h"
 #include "support/mount_fixture.h"
 #include "support/sanitized.h"
 
@@ -189,16 +188,6 @@ TEST_F(FsRace, CachesDroppedDuringAWalk) {
 // How often calls of several processes failed with what.
 class Tally {
  public:
-  Tally() {
-    void* const memory =
-        mmap(nullptr, sizeof(Counts), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc{};
-    counts_ = new (memory) Counts{};
-  }
-  ~Tally() { munmap(counts_, sizeof(Counts)); }
-  Tally(const Tally&) = delete;
-  Tally& operator=(const Tally&) = delete;
-
   void add(bool failed) { ++counts_->at(failed ? static_cast<std::size_t>(errno) : 0); }
   [[nodiscard]] long of(int err) const { return counts_->at(static_cast<std::size_t>(err)); }
   // Of all others than these.
@@ -213,8 +202,7 @@ class Tally {
   }
 
  private:
-  using Counts = std::array<std::atomic<long>, 134>;
-  Counts* counts_;
+  locktest::Shared<std::array<std::atomic<long>, 134>> counts_;
 };
 
 void open_read_and_stat(const std::string& path, Tally& tally) {

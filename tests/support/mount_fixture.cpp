@@ -220,12 +220,8 @@ bool MountFixture::unmount() {
 
 std::string MountFixture::log() const { return text_of(place_.path() + "/log"); }
 
-std::string MountFixture::io() const {
-  return nlohmann::json::parse(text_of(mountpoint_ + "/.locks/status")).at("io");
-}
-
-std::string MountFixture::transport() const {
-  return nlohmann::json::parse(text_of(mountpoint_ + "/.locks/status")).at("transport");
+std::string MountFixture::status(const char* field) const {
+  return nlohmann::json::parse(text_of(mountpoint_ + "/.locks/status")).at(field);
 }
 
 MountFixture::~MountFixture() {

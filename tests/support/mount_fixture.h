@@ -74,12 +74,13 @@ class MountFixture {
 
   [[nodiscard]] std::string log() const;
   // How the mount reads files: "io" of its `.locks/status`.
-  [[nodiscard]] std::string io() const;
+  [[nodiscard]] std::string io() const { return status("io"); }
   // How requests come to it: "transport" of the same.
-  [[nodiscard]] std::string transport() const;
+  [[nodiscard]] std::string transport() const { return status("transport"); }
 
  private:
   void start();
+  [[nodiscard]] std::string status(const char* field) const;
   void wait_until_it_answers();
   [[nodiscard]] bool daemon_ended(int* status = nullptr);
   [[nodiscard]] bool mounted() const;
