@@ -13,7 +13,7 @@
 
 #include "base/log.h"
 #include "base/unique_fd.h"
-#include "transport/ring_worker.h"
+#include "transport/ring_handler.h"
 #include "transport/rings.h"
 #include "transport/wire.h"
 
@@ -129,7 +129,7 @@ void Channel::detach() noexcept {
 
 const RequestFacts& Channel::request() noexcept { return t_request; }
 
-std::span<char> Channel::answer_space() noexcept { return RingWorker::answer_space(); }
+std::span<char> Channel::answer_space() noexcept { return RingHandler::answer_space(); }
 
 void Channel::handle(char* message, std::size_t size) noexcept {
   fuse_in_header header;

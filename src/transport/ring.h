@@ -4,6 +4,7 @@
 
 #include <liburing.h>
 
+#include <cerrno>
 #include <cstdint>
 #include <memory>
 
@@ -11,6 +12,11 @@
 #include "transport/ring_entry.h"
 
 namespace latchfs::transport {
+
+// Whether an error of the ring or the device says that the mount is gone.
+[[nodiscard]] constexpr bool session_is_over(int err) noexcept {
+  return err == ENOTCONN || err == ECONNABORTED || err == ENODEV || err == ECANCELED;
+}
 
 class Ring {
  public:

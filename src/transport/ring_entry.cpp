@@ -1,8 +1,10 @@
 #include "transport/ring_entry.h"
 
+#include <linux/fuse.h>
 #include <sys/mman.h>
 
 #include <cerrno>
+#include <cstring>
 #include <new>
 
 namespace latchfs::transport {
@@ -11,9 +13,29 @@ namespace {
 constexpr std::uint64_t kTag = 1ULL << 63;
 constexpr std::uint32_t kGenerations = 0x7fffffff;
 constexpr std::size_t kPage = 4096;
+constexpr std::size_t kLarge = 65536;
 static_assert(RingEntry::kFront <= kPage);
 
 }  // namespace
+
+void RingEntry::put_answer(std::int32_t error, std::size_t size) noexcept {
+  const fuse_out_header header{static_cast<std::uint32_t>(sizeof header + size), error, unique};
+  std::memcpy(headers.in_out.data(), &header, sizeof header);
+  headers.entry.payload_size = static_cast<std::uint32_t>(size);
+}
+
+void RingEntry::answer_nothing(std::int32_t error) noexcept {
+  number.store(0, std::memory_order_relaxed);
+  put_answer(error, 0);
+}
+
+void RingEntry::give_memory_back() noexcept {
+  if (used <= kLarge) return;
+  const std::size_t answer = headers.entry.payload_size;
+  const std::size_t from = (answer + kPage - 1) / kPage * kPage;
+  if (from < capacity) ::madvise(payload + from, capacity - from, MADV_DONTNEED);
+  used = 0;
+}
 
 RingEntries::~RingEntries() {
   for (auto& slot : chunks_) {

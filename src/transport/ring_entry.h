@@ -1,8 +1,9 @@
 // Ring entries: the memory through which the kernel hands one request at a time to the daemon.
 //
-// An entry is in the kernel (waiting for a request), with the worker that handles its request, or
-// parked: the handler is done, the answer comes later and from any thread. It is never given up
-// before the session ends; the kernel has no call for that.
+// An entry is in the kernel (waiting for a request), with the worker that handles its request,
+// parked (the handler is done, the answer comes later and from any thread), or kept by its group,
+// with a request of no meaning. It is never given up before the session ends; the kernel has no
+// call for that.
 #pragma once
 
 #include <sys/uio.h>
@@ -41,6 +42,14 @@ struct RingEntry {
   // swap it for 0.
   std::atomic<std::uint64_t> number{0};
   std::atomic<unsigned> progress{0};
+
+  // Writes the answer's header: error 0 or -errno, and the size of what the payload holds of it.
+  void put_answer(std::int32_t error, std::size_t size) noexcept;
+  // The whole answer is a header, and nobody else may answer. For the handler.
+  void answer_nothing(std::int32_t error) noexcept;
+
+  // Of the memory that a large request used only what the answer needs stays.
+  void give_memory_back() noexcept;
 
   // A message's headers are put together right before its payload.
   static constexpr std::size_t kFront = 256;

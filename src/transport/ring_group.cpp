@@ -1,5 +1,10 @@
 #include "transport/ring_group.h"
 
+#include <linux/fuse.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <future>
 #include <utility>
 
@@ -7,6 +12,14 @@
 #include "base/seldom.h"
 
 namespace latchfs::transport {
+
+bool RingGroup::stay_on_cpu() const noexcept {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (queue_ >= CPU_SETSIZE) return false;
+  CPU_SET(queue_, &set);
+  return ::sched_setaffinity(0, sizeof set, &set) == 0;
+}
 
 Result<void> RingGroup::begin(std::function<void(Result<void>)> made) {
   const auto entry = shared_.entries.add(queue_);
@@ -59,6 +72,20 @@ void RingGroup::add(RingEntry* answered) noexcept {
   workers_.push_back(std::move(worker));
 }
 
+void RingGroup::keep(RingEntry& entry) noexcept {
+  entry.give_memory_back();
+  const MutexLock hold{mu_};
+  kept_.push_back(&entry);
+}
+
+RingEntry* RingGroup::take_kept() noexcept {
+  const MutexLock hold{mu_};
+  if (kept_.empty()) return nullptr;
+  RingEntry* const entry = kept_.back();
+  kept_.pop_back();
+  return entry;
+}
+
 RingWorker* RingGroup::take_resting() noexcept {
   if (resting_.empty()) return nullptr;
   RingWorker* const worker = resting_.back();
@@ -81,7 +108,7 @@ void RingGroup::give(RingEntry& answered) noexcept {
     rested->take_over(answered);
   } else if (workers_.size() + coming_ < most_) {
     ++coming_;
-    spawn_(*this, &answered);
+    elsewhere_([this, &answered] { add(&answered); });
   } else {
     least_busy().take_over(answered);
   }
@@ -96,7 +123,7 @@ void RingGroup::grow() noexcept {
   } else if (workers_.size() + coming_ < most_) {
     pending_.fetch_add(1);
     ++coming_;
-    spawn_(*this, nullptr);
+    elsewhere_([this] { add(nullptr); });
   }
 }
 
@@ -112,6 +139,39 @@ bool RingGroup::rest(RingWorker& worker) noexcept {
   if (ready_.load() <= 0 && pending_.load() <= 0) return false;
   resting_.push_back(&worker);
   return true;
+}
+
+// Requests that found no entry free are queued, and only a commit takes one from the queue: not a
+// new entry (fs/fuse/dev_uring.c fuse_uring_do_register()). So if new entries came and then what
+// was being handled was parked instead of committed, the queue may stand still. The kernel is made
+// to send a request that can be committed: it answers FUSE_NOTIFY_RETRIEVE by one, on the queue of
+// the CPU that we are on. It wants a regular file that it knows: the parked request's, since nobody
+// waits for anything else. What that commit takes from the queue may be parked in turn, and so on:
+// so whoever parks does this until a commit has found the queue empty.
+//
+// The same serves to get an entry back that the kernel has too many of: the request comes by one,
+// and that is kept (RingWorker::kicked()).
+void RingGroup::kick(std::uint64_t node) noexcept {
+  if (node == 0) return;
+  if (::sched_getcpu() != queue_ && !stay_on_cpu()) {
+    static Seldom once_a_minute{60'000'000'000};
+    if (once_a_minute.due()) {
+      log::error("the daemon may no more run on CPU {}, requests from there may wait long", queue_);
+    }
+  }
+  struct {
+    fuse_out_header header;
+    fuse_notify_retrieve_out body;
+  } message{};
+  message.header.len = sizeof message;
+  message.header.error = FUSE_NOTIFY_RETRIEVE;
+  message.body.notify_unique = shared_.next_kick.fetch_add(2, std::memory_order_relaxed);
+  message.body.nodeid = node;
+  // ENOENT: the kernel forgot the file, which then is nobody's who waits.
+  if (::write(shared_.device, &message, sizeof message) < 0 && !session_is_over(errno) &&
+      errno != ENOENT) {
+    log::error("a ring's queue cannot be woken: {}", last_errno().message());
+  }
 }
 
 std::size_t RingGroup::ask(const std::function<void()>& done) noexcept {

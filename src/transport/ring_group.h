@@ -16,12 +16,16 @@ namespace latchfs::transport {
 
 class RingGroup {
  public:
-  // most: workers. spawn: has somebody else call add() soon, with this entry.
+  // most: workers. elsewhere: has somebody else call a function soon; not a
+  // worker, whose rights may be somebody's.
   RingGroup(RingShared& shared, std::uint16_t queue, unsigned most,
-            std::function<void(RingGroup&, RingEntry*)> spawn)
-      : queue_{queue}, most_{most}, shared_{shared}, spawn_{std::move(spawn)} {}
+            std::function<void(std::function<void()>)> elsewhere)
+      : queue_{queue}, most_{most}, shared_{shared}, elsewhere_{std::move(elsewhere)} {}
 
   [[nodiscard]] std::uint16_t queue() const noexcept { return queue_; }
+  // Ties the calling thread to the queue's CPU, so that a request needs no wake-up of another one.
+  // False where it may not run there, or the CPU is off: then it runs where it can.
+  [[nodiscard]] bool stay_on_cpu() const noexcept;
 
   // The first worker; made() hears what came of its ring, on its thread.
   // ENOMEM: no entry for it.
@@ -29,11 +33,17 @@ class RingGroup {
   // Has it register its entry; done() hears what came of it.
   void enlist(std::function<void(Result<void>)> done) EXCLUDES(mu_);
 
-  // One more worker, which takes over an answered entry, or a new one (null). Not a worker's
-  // thread, whose rights may be somebody's.
-  void add(RingEntry* answered) noexcept EXCLUDES(mu_);
   // Gives an answered entry of this queue to a worker.
   void give(RingEntry& answered) noexcept EXCLUDES(mu_);
+
+  // Entries beyond one for each worker are kept here, out of the kernel's hands, until more
+  // requests wait.
+  void keep(RingEntry& entry) noexcept EXCLUDES(mu_);
+  // One of them, null if there are none.
+  [[nodiscard]] RingEntry* take_kept() noexcept EXCLUDES(mu_);
+  // Workers count what the kernel has of theirs beyond one each.
+  void count_surplus(int change) noexcept { surplus_.fetch_add(change); }
+  [[nodiscard]] bool has_surplus() const noexcept { return surplus_.load() > 0; }
 
   // What a worker says of itself: it waits for requests; it has one.
   void ready() noexcept { ready_.fetch_add(1); }
@@ -49,7 +59,10 @@ class RingGroup {
   void drained(std::uint64_t registrations) noexcept;
   // What grow() asked for is done: the entry is registered, or could not be had.
   void arrived() noexcept { pending_.fetch_sub(1); }
-  // A regular file that the kernel knew a moment ago, 0: none yet. See RingWorker::kick().
+  // Has the kernel send a request to this queue that can be committed, about a regular file that it
+  // knows (0: does nothing). The calling thread is one of this queue's.
+  void kick(std::uint64_t node) noexcept;
+  // A regular file that the kernel knew a moment ago, 0: none yet.
   void note_file(std::uint64_t node) noexcept { file_.store(node, std::memory_order_relaxed); }
   [[nodiscard]] std::uint64_t file() const noexcept {
     return file_.load(std::memory_order_relaxed);
@@ -65,6 +78,8 @@ class RingGroup {
 
  private:
   void grow() noexcept EXCLUDES(mu_);
+  // One more worker, which takes over an answered entry, or takes one more (null).
+  void add(RingEntry* answered) noexcept EXCLUDES(mu_);
   // One of those that rest, who rests no more; null if none does.
   [[nodiscard]] RingWorker* take_resting() noexcept REQUIRES(mu_);
   [[nodiscard]] RingWorker& least_busy() noexcept REQUIRES(mu_);
@@ -72,18 +87,20 @@ class RingGroup {
   const std::uint16_t queue_;
   const unsigned most_;
   RingShared& shared_;
-  const std::function<void(RingGroup&, RingEntry*)> spawn_;
+  const std::function<void(std::function<void()>)> elsewhere_;
   RingEntry* first_{};  // the first worker's, had before the kernel counts on it
   std::atomic<int> ready_{0};
   std::atomic<int> pending_{0};  // entries that grow() has asked for
   std::atomic<std::uint64_t> registered_{0};
   std::atomic<std::uint64_t> drained_{0};  // as many of them
   std::atomic<std::uint64_t> file_{0};
+  std::atomic<int> surplus_{0};
 
-  Mutex mu_;  // before the workers' mailboxes, and what spawn_ takes
+  Mutex mu_;  // before the workers' mailboxes, and what elsewhere_ takes
   std::vector<std::unique_ptr<RingWorker>> workers_ GUARDED_BY(mu_);
   std::vector<RingWorker*> resting_ GUARDED_BY(mu_);
-  unsigned coming_ GUARDED_BY(mu_){0};  // asked of spawn_
+  std::vector<RingEntry*> kept_ GUARDED_BY(mu_);
+  unsigned coming_ GUARDED_BY(mu_){0};  // asked of elsewhere_
   unsigned turn_ GUARDED_BY(mu_){0};
 };
 

@@ -3,13 +3,14 @@
 // It holds one entry as a rule, so no request is ever given to a thread that is busy while another
 // is idle. A request that its handler parks keeps its entry; the worker then takes a new one, or
 // rests in its group's reserve until a parked request is answered, whose entry it takes over.
+//
+// When it has got a second one in that way, it takes it out of the kernel's hands again.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <span>
 #include <thread>
 #include <vector>
 
@@ -17,32 +18,14 @@
 #include "base/unique_fd.h"
 #include "transport/ring.h"
 #include "transport/ring_entry.h"
-
-struct fuse_in_header;
+#include "transport/ring_handler.h"
 
 namespace latchfs::transport {
 
-class RingGroup;
-
-// What the workers of a session share.
-struct RingShared {
-  // Handles one message: fuse_in_header with its number in place of the unique, arguments, data.
-  // Called by the worker; the message may be written to.
-  std::function<void(char* message, std::size_t size)> handle;
-  // The handler of this entry's request is done, its answer was not given. Called before the
-  // entry's kLeft is set, and unpark() if the answer came in between.
-  std::function<void(RingEntry&, const fuse_in_header&)> park;
-  std::function<void(RingEntry&)> unpark;
-  const int device;
-  RingEntries& entries;
-  std::atomic<bool> quiet{false};  // handle no further request, commit only
-  // Uniques of the requests that workers ask for: beyond all of the kernel's, and even like those.
-  std::atomic<std::uint64_t> next_kick{1ULL << 62};
-};
-
 class RingWorker {
  public:
-  RingWorker(RingShared& shared, RingGroup& group) : shared_{shared}, group_{group} {}
+  RingWorker(RingShared& shared, RingGroup& group)
+      : shared_{shared}, group_{group}, handler_{shared, group} {}
   ~RingWorker();
   RingWorker(const RingWorker&) = delete;
   RingWorker& operator=(const RingWorker&) = delete;
@@ -66,10 +49,6 @@ class RingWorker {
   // Whether it waits for a request or for mail: a hint.
   [[nodiscard]] bool waits() const noexcept { return waits_.load(std::memory_order_relaxed); }
 
-  // Where the request that the calling thread is handling wants its answer's bytes, if it came by
-  // a ring; they may overlap the request's own data.
-  [[nodiscard]] static std::span<char> answer_space() noexcept;
-
  private:
   struct Letter {
     enum class What : std::uint8_t { kEnlist, kEntry, kCommit, kAsk, kStop } what;
@@ -83,14 +62,12 @@ class RingWorker {
   void read_mail(Ring& ring) EXCLUDES(mu_);
   void completed(Ring& ring, const Ring::Completion& completion);
   void handle(Ring& ring, RingEntry& entry);
-  // What a message is handed over in; null: the entry makes no sense.
-  [[nodiscard]] std::span<char> assemble(RingEntry& entry, fuse_in_header header) noexcept;
-  void register_new(Ring& ring);
+  void one_more(Ring& ring);
   void register_entry(Ring& ring, RingEntry& entry);
   void enlisted(const Result<void>& result);
-  void kick(std::uint64_t node);
-  void answer(Ring& ring, RingEntry& entry, int error);
+  void kicked(Ring& ring, RingEntry& entry, std::uint64_t node);
   void commit(Ring& ring, RingEntry& entry);
+  void now_in_kernel() noexcept;
 
   RingShared& shared_;
   RingGroup& group_;
@@ -102,12 +79,13 @@ class RingWorker {
   std::vector<Letter> letters_ GUARDED_BY(mu_);
 
   // The thread's own.
+  RingHandler handler_;
   unsigned in_kernel_{0};  // entries that wait for a request
   bool committed_{false};  // since it last submitted
+  bool answered_{false};   // and that was an answer
   bool stopping_{false};
   std::vector<Letter> reading_;
   std::function<void(Result<void>)> enlisted_;  // waits to hear of the entry being registered
-  std::vector<std::uint64_t> small_;  // messages that are copied are put together here, aligned
 };
 
 }  // namespace latchfs::transport

@@ -100,7 +100,7 @@ Result<void> Rings::make_groups() {
   for (; begun < cpus && outcome; ++begun) {
     groups_.push_back(std::make_unique<RingGroup>(
         shared_, static_cast<std::uint16_t>(begun), config_.most_workers,
-        [this](RingGroup& group, RingEntry* answered) { spawn(group, answered); }));
+        [this](std::function<void()> order) { have_done(std::move(order)); }));
     outcome = groups_.back()->begin(
         [&promise = made[begun]](Result<void> result) { promise.set_value(std::move(result)); });
     if (!outcome) made[begun].set_value(outcome);
@@ -149,10 +149,7 @@ ssize_t Rings::answer(std::uint64_t number, const iovec* parts, int count) noexc
     size += more;
   }
   entry->used = std::max(entry->used, size);
-  header.unique = entry->unique;
-  header.len = static_cast<std::uint32_t>(sizeof header + size);
-  std::memcpy(entry->headers.in_out.data(), &header, sizeof header);
-  entry->headers.entry.payload_size = static_cast<std::uint32_t>(size);
+  entry->put_answer(header.error, size);
   const unsigned before = entry->progress.fetch_or(RingEntry::kFilled, std::memory_order_acq_rel);
   if ((before & RingEntry::kLeft) != 0) {
     unpark(*entry);
@@ -212,19 +209,19 @@ void Rings::deliver(std::uint64_t number) noexcept {
   config_.handle(reinterpret_cast<char*>(&message), sizeof message);
 }
 
-void Rings::spawn(RingGroup& group, RingEntry* answered) noexcept {
+void Rings::have_done(std::function<void()> order) noexcept {
   {
     const MutexLock hold{mu_};
-    orders_.push_back({&group, answered});
+    orders_.push_back(std::move(order));
   }
   changed_.notify_one();
 }
 
-std::optional<Rings::Order> Rings::next_order(std::vector<Parked>& look_at) {
+std::optional<std::function<void()>> Rings::next_order(std::vector<Parked>& look_at) {
   const MutexLock hold{mu_};
   for (;;) {
     if (!orders_.empty()) {
-      const Order order = orders_.front();
+      std::function<void()> order = std::move(orders_.front());
       orders_.pop_front();
       return order;
     }
@@ -242,7 +239,7 @@ std::optional<Rings::Order> Rings::next_order(std::vector<Parked>& look_at) {
       }
       if (!list.empty()) next = std::min(next, list.front().due_ns);
     }
-    if (!look_at.empty()) return Order{nullptr, nullptr};
+    if (!look_at.empty()) return nullptr;
     if (next == INT64_MAX) {
       changed_.wait(mu_);
     } else {
@@ -259,7 +256,7 @@ void Rings::keep() {
   ::pthread_setname_np(::pthread_self(), "ring-keeper");
   std::vector<Parked> look_at;
   while (const auto order = next_order(look_at)) {
-    if (order->group != nullptr) order->group->add(order->answered);
+    if (*order) (*order)();
     for (const Parked& parked : look_at) {
       if (sleeps_deaf(parked.pid)) deliver(parked.number);
     }

@@ -73,30 +73,28 @@ class Rings {
   };
   static constexpr std::array<std::int64_t, 4> kLooks{5'000'000, 100'000'000, 1'000'000'000,
                                                       10'000'000'000};
-  struct Order {
-    RingGroup* group;
-    RingEntry* answered;
-  };
-
   explicit Rings(Config config);
   [[nodiscard]] Result<void> make_groups();
   void park(RingEntry& entry, const fuse_in_header& header) EXCLUDES(mu_);
   void unpark(RingEntry& entry) EXCLUDES(mu_);
   void deliver(std::uint64_t number) noexcept;
-  void spawn(RingGroup& group, RingEntry* answered) noexcept EXCLUDES(mu_);
+  // By the keeper, soon.
+  void have_done(std::function<void()> order) noexcept EXCLUDES(mu_);
   void keep() EXCLUDES(mu_);
-  [[nodiscard]] std::optional<Order> next_order(std::vector<Parked>& look_at) EXCLUDES(mu_);
+  // Something to do (or an empty function), somebody to look at, or nothing more ever.
+  [[nodiscard]] std::optional<std::function<void()>> next_order(std::vector<Parked>& look_at)
+      EXCLUDES(mu_);
 
   const Config config_;
   RingEntries entries_;
   RingShared shared_;
   std::vector<std::unique_ptr<RingGroup>> groups_;  // by queue
-  std::thread keeper_;  // makes workers, and looks after those whose interrupt was lost
+  std::thread keeper_;  // makes threads, and looks after those whose interrupt was lost
 
   Mutex mu_;  // after a group's; leaf
   CondVar changed_;
   bool stopping_ GUARDED_BY(mu_){false};
-  std::deque<Order> orders_ GUARDED_BY(mu_);
+  std::deque<std::function<void()>> orders_ GUARDED_BY(mu_);
   std::unordered_map<std::uint64_t, Parked> parked_ GUARDED_BY(mu_);  // by the kernel's unique
   std::array<std::deque<Watched>, kLooks.size()> watched_ GUARDED_BY(mu_);
   std::deque<std::uint64_t> early_ GUARDED_BY(mu_);  // interrupts of what is not parked (yet)

@@ -191,6 +191,81 @@ TEST_F(Rings, ALockGoesRoundOnOneCpu) {
   EXPECT_EQ(locktest::table_left(mount.mount()), "");
 }
 
+// Who keeps a file from being opened for as long as he lives: he has a lease on it, and does not
+// give it back when asked.
+class Lease {
+ public:
+  explicit Lease(const std::string& path)
+      : child_{[this, path] {
+          ::signal(SIGIO, SIG_IGN);
+          const UniqueFd own{::open(path.c_str(), O_RDWR | O_CLOEXEC)};
+          *had_ = ::fcntl(own.get(), F_SETLEASE, F_WRLCK) == 0 ? 1 : -1;
+          for (;;) ::pause();
+          return 0;
+        }} {
+    (void)poll_until([&] { return had_->load() != 0; });
+  }
+  [[nodiscard]] bool had() const { return had_->load() == 1; }
+  [[nodiscard]] bool end() { return child_.kill(); }
+
+ private:
+  const KernelSwitch for_long_{"/proc/sys/fs/lease-break-time", "3600"};
+  Shared<std::atomic<int>> had_;
+  Child child_;
+};
+
+// Entries that once waited are there for good, more than there are workers. A call that takes long
+// must not keep any of them from being served: neither those that others use meanwhile, nor, when
+// all the workers are taken, those that are handed on.
+class RingsSlow : public Rings, public ::testing::WithParamInterface<unsigned> {};
+
+TEST_P(RingsSlow, CallsHoldUpNobodyAfterManyWaited) {
+  const unsigned slow = GetParam();
+  const MountFixture mount{with("transport=uring")};
+  ASSERT_EQ(mount.transport(), "uring");
+  const std::string path = mount.mount() + "/f";
+  const int cpu = first_cpu();
+  {
+    const UniqueFd held = open_file(path);
+    ASSERT_EQ(locktest::lock_now(held.get(), LockType::kOfd, true), 0);
+    std::vector<Child> waiters;
+    for (unsigned i = 0; i < 150; ++i) {
+      waiters.push_back(on_cpu(cpu, [&] {
+        const UniqueFd own = open_file(path);
+        return locktest::lock_waiting(own.get(), LockType::kOfd, false);
+      }));
+    }
+    ASSERT_TRUE(all_wait(mount, 150));
+    ASSERT_EQ(locktest::unlock(held.get(), LockType::kOfd), 0);
+    for (Child& child : waiters) ASSERT_TRUE(exited_well(child.wait()));
+  }
+  (void)open_file(mount.source() + "/leased");
+  Lease lease{mount.source() + "/leased"};
+  ASSERT_TRUE(lease.had());
+  std::vector<Child> stuck;
+  for (unsigned i = 0; i < slow; ++i) {
+    stuck.push_back(on_cpu(cpu, [&] {
+      const UniqueFd own{::open((mount.mount() + "/leased").c_str(), O_RDWR | O_CLOEXEC)};
+      return own ? 0 : 1;
+    }));
+    for (unsigned k = 0; k < 20; ++k) {
+      Child other = on_cpu(cpu, [&] {
+        const std::string name = mount.mount() + "/other";
+        const UniqueFd own = open_file(name);
+        if (::pwrite(own.get(), &k, sizeof k, 0) != sizeof k) return 1;
+        if (locktest::lock_now(own.get(), LockType::kOfd, true) != 0) return 2;
+        return ::unlink(name.c_str()) == 0 ? 0 : 3;
+      });
+      ASSERT_TRUE(exited_well(other.wait())) << "held up by one of " << i + 1 << " slow calls";
+    }
+  }
+  // (They do wait, so that the others were tried beside them.)
+  for (Child& child : stuck) EXPECT_FALSE(child.ended());
+  ASSERT_TRUE(lease.end());
+  for (Child& child : stuck) EXPECT_TRUE(exited_well(child.wait()));
+}
+INSTANTIATE_TEST_SUITE_P(Calls, RingsSlow, ::testing::Values(1U, 3U, 20U));
+
 // The signal comes at any time from before the call to when it waits. That the kernel loses some on
 // their way to a ring (transport/rings.cpp, keep()) must show to nobody.
 TEST_F(Rings, EverySignalInterruptsAWait) {
