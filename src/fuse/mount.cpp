@@ -161,7 +161,7 @@ transport::Wanted wanted_of_kernel(const MountConfig& config) {
                        ::geteuid() == 0 && BackingFiles::suits(config.source.get());
   wanted.direct_mmap = !config.mandatory;
   wanted.rings = config.rings;
-  // Entries beyond those workers may wait for one that is busy: docs/adr/0011.
+  // When all of them are busy, the requests of that CPU wait: docs/adr/0011.
   wanted.workers = std::max(2U, 2 * config.threads);
   return wanted;
 }

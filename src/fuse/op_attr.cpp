@@ -74,6 +74,13 @@ posix::AttrChange decode(const struct stat& attr, int to_set) {
   return change;
 }
 
+// Before the kernel takes somebody's bytes into its page cache it asks that the set-ID bits go
+// (mm/filemap.c, fs/inode.c file_remove_privs()), and that looks like chown(path, -1, -1) too,
+// which not everybody may. They go with the write that follows.
+bool before_write(const posix::AttrChange& change, std::error_code refused) {
+  return change.owner && !change.uid && !change.gid && refused == errno_code(EPERM);
+}
+
 Result<void> apply(FileSystem& fs, Reply& reply, const Target& target,
                    const posix::AttrChange& change, const Caller& caller) {
   posix::FileRef file;
@@ -84,7 +91,8 @@ Result<void> apply(FileSystem& fs, Reply& reply, const Target& target,
   } else {
     file.path_fd = target.pin->fd.get();
   }
-  if (auto r = posix::change_attributes(file, change, caller); !r) return r;
+  const auto changed = posix::change_attributes(file, change, caller);
+  if (!changed && !(fs.page_cached() && before_write(change, changed.error()))) return changed;
   return reply_attr(fs, reply, target.fd());
 }
 

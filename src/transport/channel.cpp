@@ -199,10 +199,13 @@ ssize_t Channel::answer_init(int fd, const iovec* parts, int count) noexcept {
   unsigned granted = 0;
   const auto grant = [&](std::uint64_t flag, unsigned bit) {
     if ((offered_ & flag) == 0) return;
-    out.flags |= static_cast<std::uint32_t>(wire::kInitExt);
+    out.flags |= static_cast<std::uint32_t>(flag | wire::kInitExt);
     out.flags2 |= static_cast<std::uint32_t>(flag >> 32);
     granted |= bit;
   };
+  // Else a cached write asks for security.capability first, each time. Set-ID bits and capabilities
+  // go on the backing file: who handles a request has its caller's rights.
+  grant(wire::kHandleKillprivV2, 0);
   if (wanted_.direct_mmap) grant(wire::kDirectIoAllowMmap, kMmap);
   if (wanted_.passthrough) grant(wire::kPassthrough, kPass);
   if ((granted & kPass) != 0) out.max_stack_depth = 1;

@@ -13,6 +13,7 @@
 namespace latchfs::transport::wire {
 
 // INIT's flags, flags2 as the upper half.
+inline constexpr std::uint64_t kHandleKillprivV2 = 1ULL << 28;
 inline constexpr std::uint64_t kInitExt = 1ULL << 30;
 inline constexpr std::uint64_t kDirectIoAllowMmap = 1ULL << 36;
 inline constexpr std::uint64_t kPassthrough = 1ULL << 37;

@@ -167,6 +167,50 @@ TEST_F(FsRights, OrdinaryUsersOnAFileSystemWithoutAcls) {
             EOPNOTSUPP);
 }
 
+// Who may write to a file takes its capabilities and set-ID bits away by that, though he may do
+// neither by name.
+TEST_F(FsRights, WhoWritesOrCutsTakesPrivilegesAway) {
+  // VFS_CAP_REVISION_2, effective, CAP_NET_RAW.
+  const unsigned char caps[20] = {1, 0, 0, 2, 0, 0x20};
+  for (const char* way : {"io=auto", "io=direct", "io=cached"}) {
+    MountFixture::Options options;
+    options.options = {way};
+    const MountFixture mount{options};
+    const std::string path = mount.mount() + "/f";
+    const auto privileged = [&] {
+      const std::string below = mount.source() + "/f";
+      make(below, "content", 06777);
+      ASSERT_EQ(setxattr(below.c_str(), "security.capability", caps, sizeof caps, 0), 0);
+    };
+    const auto what_is_left = [&] {
+      struct stat st {};
+      return (stat(path.c_str(), &st) == 0 && (st.st_mode & (S_ISUID | S_ISGID)) != 0
+                  ? std::string{"set-ID "}
+                  : std::string{}) +
+             (getxattr(path.c_str(), "security.capability", nullptr, 0) >= 0 ? "caps" : "");
+    };
+    const auto as_user = [](const std::function<int()>& fn) {
+      return told_by(kUser, kGroup, {}, [&] { return std::string{std::strerror(errno_of(fn()))}; });
+    };
+    privileged();
+    EXPECT_EQ(what_is_left(), "set-ID caps") << way;
+    EXPECT_EQ(as_user([&] { return removexattr(path.c_str(), "security.capability"); }),
+              std::strerror(EPERM));
+    EXPECT_EQ(as_user([&] { return chmod(path.c_str(), 0777); }), std::strerror(EPERM));
+    EXPECT_EQ(what_is_left(), "set-ID caps") << way;
+    EXPECT_EQ(as_user([&] { return truncate(path.c_str(), 3); }), std::strerror(0)) << way;
+    EXPECT_EQ(what_is_left(), "") << way << ", cut";
+    privileged();
+    EXPECT_EQ(as_user([&] {
+                const UniqueFd fd{open(path.c_str(), O_WRONLY | O_CLOEXEC)};
+                return write(fd.get(), "x", 1) == 1 ? 0 : -1;
+              }),
+              std::strerror(0))
+        << way;
+    EXPECT_EQ(what_is_left(), "") << way << ", written";
+  }
+}
+
 TEST_F(FsRights, ProcBelowSourceTellsNobodyMoreThanProcDoes) {
   MountFixture::Options options;
   options.options = {"enforce=mandatory"};  // files of size 0 are read to their end
