@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "base/clock.h"
 #include "posix/credentials.h"
 #include "posix/inode_table.h"
 #include "posix/sys.h"
@@ -20,13 +21,32 @@ std::uint32_t birth_of(int fd) {
   return hash32(words, sizeof words);
 }
 
+// The time of birth of a file that is held open, if no other file can ever have both it and the
+// inode number; else 0. A later user of the number is born after this moment. So all that is
+// needed is that the file's own birth lies before it by more than times are exact: the kernel's
+// tick (10 ms at most), or the second that an ext4 rounds to whose inodes have no room for more.
+// (The clock set back may meet the nanosecond again; the chance is that of a handle's hash.)
+std::int64_t telling(std::int64_t birth, std::uint32_t settled) {
+  return birth + settled * std::int64_t{1'000'000'000} <= realtime_ns() ? birth : 0;
+}
+
 }  // namespace
 
-Result<InodeTable::Identity> InodeTable::identify(int fd) {
+Result<InodeTable::Identity> InodeTable::identify(int fd, std::uint64_t parent) {
   Identity found;
-  const auto st = stat_of(fd);
-  if (!st) return st.error();
-  found.attr = *st;
+  std::int64_t birth = 0;
+  // A network file system would have to ask for it.
+  if (devices_.tells_births(NodeIds::slot_of(parent))) {
+    const auto full = full_stat_of(fd, "", AT_EMPTY_PATH);
+    if (!full) return full.error();
+    found.attr = full->attr;
+    birth = full->birth;
+  } else {
+    const auto st = stat_of(fd);
+    if (!st) return st.error();
+    found.attr = *st;
+  }
+  const struct stat* const st = &found.attr;
   if (file_id(*st) == root_->id) {
     found.node = NodeIds::kRoot;
     found.generation = 1;
@@ -38,11 +58,12 @@ Result<InodeTable::Identity> InodeTable::identify(int fd) {
   const auto handle = FileHandle::of(fd);
   if (handle) found.handle = *handle;
   found.generation = handle ? handle->hash() : birth_of(fd);
+  if (handle && devices_.tells_births(found.slot)) found.birth = telling(birth, options_.settled);
   return found;
 }
 
 Result<Entry> InodeTable::adopt(UniqueFd fd, std::uint64_t parent, std::string_view name) {
-  auto found = identify(fd.get());
+  auto found = identify(fd.get(), parent);
   if (!found) return found.error();
   Entry entry{found->node, found->generation, file_id(found->attr), found->attr};
   show(entry.attr);
@@ -71,7 +92,9 @@ Result<Entry> InodeTable::adopt(UniqueFd fd, std::uint64_t parent, std::string_v
     inode.handle = found->handle;
     inode.generation = found->generation;
     inode.type = type;
+    inode.birth = 0;
   }
+  if (found->birth != 0) inode.birth = found->birth;
   ++inode.references;
   if (hint) {
     if (inode.name) hint->last = std::move(inode.name->last);
@@ -85,13 +108,58 @@ Result<Entry> InodeTable::adopt(UniqueFd fd, std::uint64_t parent, std::string_v
   return entry;
 }
 
-Result<Entry> InodeTable::lookup(std::uint64_t parent, const char* name) {
+// What a descriptor and a handle would tell, from statx(2) alone. Whatever is not certain is left
+// to them: another device's or a mounted directory, files without handle, young ones.
+//
+// A wrong file is not to be had by it in any case: a node is opened by its handle, which names the
+// one file, and what is pinned keeps its number. At worst, after what telling() says is impossible,
+// a name would lead to a node that is gone: ESTALE, and the kernel looks the name up.
+std::optional<Entry> InodeTable::recognise(const Pin& dir, const char* name, std::uint64_t ino) {
+  const auto dev = static_cast<dev_t>(dir.id.dev);
+  // As for any file that is met: a device that is in use is kept, one that has gone is noticed.
+  const auto slot = devices_.slot_of(dev, dir.fd.get());
+  if (!slot || !devices_.has_handles(*slot) || !devices_.tells_births(*slot)) return {};
+  if (!NodeIds::fits(*slot, ino)) return {};
+  const std::uint64_t node = ids_.node_of(*slot, {dir.id.dev, ino});
+  Shard& shard = shard_of(node);
+  std::int64_t birth = 0;
+  {
+    const MutexLock hold{shard.mu};
+    const auto it = shard.inodes.find(node);
+    if (it != shard.inodes.end()) birth = it->second.birth;
+  }
+  if (birth == 0) return {};
+  // DONT_SYNC is nothing to local file systems. But if something is mounted on the name, it is not
+  // asked: it may be this daemon's own mount.
+  const auto now =
+      full_stat_of(dir.fd.get(), name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC);
+  if (!now || now->may_be_a_mount || now->birth != birth) return {};
+  Entry entry{node, 0, file_id(now->attr), now->attr};
+  if (entry.id != FileId{dir.id.dev, ino}) return {};
+  show(entry.attr);
+  const MutexLock hold{shard.mu};
+  const auto it = shard.inodes.find(node);
+  // Forgotten meanwhile, or it is another file's already. (As to the birth that was read before the
+  // statx(2): it is of a file that was there then, and so of this one or of none that is.)
+  if (it == shard.inodes.end() || it->second.birth != birth) return {};
+  Inode& inode = it->second;
+  if (inode.name || inode.type != (entry.attr.st_mode & S_IFMT)) return {};
+  entry.generation = inode.generation;
+  ++inode.references;
+  if (inode.pin) touch_locked(shard, inode);
+  return entry;
+}
+
+Result<Entry> InodeTable::lookup(std::uint64_t parent, const char* name, std::uint64_t listed) {
   if (std::strcmp(name, ".") == 0) return self(parent);
   if (std::strcmp(name, "..") == 0) return parent_of(parent);
   if (std::strchr(name, '/') != nullptr || *name == '\0') return errno_code(EINVAL);
   const auto dir = pin(parent);
   if (!dir) return dir.error();
   become_daemon();
+  if (listed != 0) {
+    if (const auto known = recognise(**dir, name, listed)) return *known;
+  }
   auto fd = open_child((*dir)->fd.get(), name);
   if (!fd) return fd.error();
   return adopt(std::move(*fd), parent, name);
