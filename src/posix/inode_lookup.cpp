@@ -63,38 +63,58 @@ Result<InodeTable::Identity> InodeTable::identify(int fd, std::uint64_t parent) 
 }
 
 Result<Entry> InodeTable::adopt(UniqueFd fd, std::uint64_t parent, std::string_view name) {
-  auto found = identify(fd.get(), parent);
+  const auto found = identify(fd.get(), parent);
   if (!found) return found.error();
-  Entry entry{found->node, found->generation, file_id(found->attr), found->attr};
-  show(entry.attr);
-  if (found->node == NodeIds::kRoot) return entry;
+  return enter(*found, std::move(fd), parent, name);
+}
 
-  const bool by_handle = found->slot != NodeIds::kDealtSlot && devices_.has_handles(found->slot);
-  if (by_handle && found->slot != 0 && parent != 0 && NodeIds::slot_of(parent) != found->slot) {
-    devices_.entered(found->slot, parent, name);
+Result<Entry> InodeTable::adopt_open(int fd, std::uint64_t parent, std::string_view name) {
+  const auto found = identify(fd, parent);
+  if (!found) return found.error();
+  if (is_by_handle(*found) && !name.empty()) return enter(*found, UniqueFd{}, parent, name);
+  // O_PATH: a second writable descriptor would make the file "text busy" as long as it is kept.
+  auto path = opened(::openat(self_fds(), FdName{fd}.c_str(), O_PATH | O_CLOEXEC));
+  if (!path) return path.error();
+  return enter(*found, std::move(*path), parent, name);
+}
+
+bool InodeTable::is_by_handle(const Identity& found) const noexcept {
+  return found.slot != NodeIds::kDealtSlot && devices_.has_handles(found.slot);
+}
+
+Entry InodeTable::enter(const Identity& found, UniqueFd fd, std::uint64_t parent,
+                        std::string_view name) {
+  Entry entry{found.node, found.generation, file_id(found.attr), found.attr};
+  show(entry.attr);
+  if (found.node == NodeIds::kRoot) return entry;
+
+  const bool by_handle = is_by_handle(found);
+  if (by_handle && found.slot != 0 && parent != 0 && NodeIds::slot_of(parent) != found.slot) {
+    devices_.entered(found.slot, parent, name);
   }
-  const mode_t type = found->attr.st_mode & S_IFMT;
-  auto pin = std::make_shared<const Pin>(Pin{std::move(fd), entry.id, type});
+  const mode_t type = found.attr.st_mode & S_IFMT;
+  PinPtr pin;
+  if (fd) pin = std::make_shared<const Pin>(Pin{std::move(fd), entry.id, type});
   auto hint = by_handle ? nullptr : std::make_unique<Name>(Name{parent, std::string{name}});
   Taken old;
   Taken victim;
-  Shard& shard = shard_of(found->node);
+  Shard& shard = shard_of(found.node);
   const MutexLock hold{shard.mu};
-  const auto [it, fresh] = shard.inodes.try_emplace(found->node);
+  const auto [it, fresh] = shard.inodes.try_emplace(found.node);
   Inode& inode = it->second;
   // The number names a new file now: the kernel tells the old one by its generation.
   const bool rebound =
-      !fresh && (inode.generation != found->generation || inode.handle != found->handle);
+      !fresh && (inode.generation != found.generation || inode.handle != found.handle);
   if (rebound) old = take_pin_locked(shard, inode);
   if (fresh || rebound) {
-    inode.node = found->node;
+    inode.node = found.node;
     inode.id = entry.id;
-    inode.handle = found->handle;
-    inode.generation = found->generation;
+    inode.handle = found.handle;
+    inode.generation = found.generation;
     inode.type = type;
     inode.birth = 0;
   }
-  if (found->birth != 0) inode.birth = found->birth;
+  if (found.birth != 0) inode.birth = found.birth;
   ++inode.references;
   if (hint) {
     if (inode.name) hint->last = std::move(inode.name->last);
@@ -102,7 +122,7 @@ Result<Entry> InodeTable::adopt(UniqueFd fd, std::uint64_t parent, std::string_v
   }
   if (inode.pin) {
     touch_locked(shard, inode);
-  } else {
+  } else if (pin) {
     victim = set_pin_locked(shard, inode, std::move(pin));
   }
   return entry;

@@ -96,6 +96,10 @@ class InodeTable {
   Result<Entry> lookup(std::uint64_t parent, const char* name, std::uint64_t listed = 0);
   // The same for a file that is open already (any descriptor) and was reached by parent and name.
   Result<Entry> adopt(UniqueFd fd, std::uint64_t parent, std::string_view name);
+  // The same for a file that was just made and stays open elsewhere. It gets a descriptor only
+  // where there are no handles, or it has no name: others are mostly closed, or removed, before
+  // they need one.
+  Result<Entry> adopt_open(int fd, std::uint64_t parent, std::string_view name);
 
   // An O_PATH descriptor of a name in a directory: mount_points.h. Takes no reference.
   Result<UniqueFd> open_child(int dir, const char* name);
@@ -226,6 +230,9 @@ class InodeTable {
   };
   // parent: the node it was found below, which tells what to ask for.
   Result<Identity> identify(int fd, std::uint64_t parent);
+  [[nodiscard]] bool is_by_handle(const Identity& found) const noexcept;
+  // Takes a reference. fd: what the node is to be pinned with, if with anything.
+  Entry enter(const Identity& found, UniqueFd fd, std::uint64_t parent, std::string_view name);
   // What lookup() answers if it is certain that it is a file that is known; takes a reference.
   std::optional<Entry> recognise(const Pin& dir, const char* name, std::uint64_t ino);
   Result<PinPtr> repin(std::uint64_t node);

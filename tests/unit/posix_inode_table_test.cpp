@@ -54,6 +54,30 @@ TEST_P(InodeTableTest, OneNodeForAllLinks) {
   EXPECT_EQ(look(1, "a").node, look(1, "b").node);
 }
 
+TEST_P(InodeTableTest, AFileThatWasMadeIsReachedWhenItsMakerHasClosedIt) {
+  UniqueFd fd{::open(at("f").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600)};
+  const auto made = table().adopt_open(fd.get(), 1, "f");
+  ASSERT_TRUE(made);
+  EXPECT_EQ(made->id.ino, stat_at("f").st_ino);
+  EXPECT_EQ(table().counts().pins, by_handle() ? 0u : 1u);
+  fd = UniqueFd{};
+  EXPECT_EQ(ino_through(made->node), made->id.ino);
+  // By a descriptor that is nobody's right to write: the file could not be run.
+  const auto pin = table().pin(made->node);
+  ASSERT_TRUE(pin);
+  EXPECT_EQ(::fcntl((*pin)->fd.get(), F_GETFL) & O_PATH, O_PATH);
+  const Entry found = look(1, "f");
+  EXPECT_EQ(found.node, made->node);
+  EXPECT_EQ(found.generation, made->generation);
+
+  const UniqueFd nameless{::open(at(".").c_str(), O_RDWR | O_TMPFILE | O_CLOEXEC, 0600)};
+  ASSERT_TRUE(nameless);
+  const auto hidden = table().adopt_open(nameless.get(), 1, "");
+  ASSERT_TRUE(hidden);
+  EXPECT_EQ(table().counts().pins, 2u);
+  EXPECT_EQ(ino_through(hidden->node), hidden->id.ino);
+}
+
 TEST_P(InodeTableTest, FollowsRenames) {
   make_dir("d");
   make_dir("e");
