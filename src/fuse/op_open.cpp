@@ -138,8 +138,10 @@ void op_flush(fuse_req_t req, fuse_ino_t node, fuse_file_info* info) noexcept {
     if (file->writable()) {
       if (auto r = posix::flush_file(file->fd.get()); !r) return r;
       // What was stored into a mapping of the backing file changed times that the kernel believes
-      // to know. Before close(2) returns: who closed a file looks at it next.
-      if (file->backing.id() != 0 && fs.config.timeouts.attr > 0) fs.forget_attributes(node);
+      // to know. Before close(2) returns: who closed a file looks at it next. A mapping takes the
+      // right to read (mmap(2), EACCES).
+      if (file->backing.id() != 0 && file->readable() && fs.config.timeouts.attr > 0)
+        fs.forget_attributes(node);
     }
     reply.done();
     return {};
