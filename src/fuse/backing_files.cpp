@@ -1,24 +1,11 @@
 #include "fuse/backing_files.h"
 
-#include <linux/magic.h>
-#include <sys/statfs.h>
-
-#include <algorithm>
-
 #include "posix/credentials.h"
+#include "posix/sys.h"
 
 namespace latchfs::fuse {
 
-bool BackingFiles::suits(int fd) noexcept {
-  constexpr std::array<unsigned long, 6> kLocal{
-      0xEF53 /* ext2, 3, 4 */, 0x58465342 /* xfs */,      0x9123683E /* btrfs */,
-      0xF2F52010 /* f2fs */,   0xCA451A4E /* bcachefs */, TMPFS_MAGIC,
-  };
-  struct statfs sf {};
-  if (::fstatfs(fd, &sf) != 0) return false;
-  const auto magic = static_cast<unsigned long>(sf.f_type);
-  return std::find(kLocal.begin(), kLocal.end(), magic) != kLocal.end();
-}
+bool BackingFiles::suits(int fd) noexcept { return posix::is_local(fd); }
 
 std::int32_t BackingFiles::number_for(int fd) noexcept {
   if (!suits(fd)) return 0;

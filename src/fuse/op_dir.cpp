@@ -94,7 +94,7 @@ class Listing {
   // tell.
   fuse_entry_param look_up(const posix::DirItem& item) REQUIRES(dir_.mu) {
     if (!is_dot(item.name) && !dir_.names_only) {
-      if (const auto found = fs_.inodes->lookup(dir_.node, item.name)) {
+      if (const auto found = fs_.inodes->lookup(dir_.node, item.name, item.ino)) {
         referenced_.push_back(found->node);
         return entry_param(*found, fs_.believed(found->attr));
       }

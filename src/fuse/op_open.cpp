@@ -14,18 +14,16 @@ namespace latchfs::fuse {
 namespace {
 
 // Enters a backing file into the table.
-Result<OpenFilePtr> enter(FileSystem& fs, UniqueFd fd, std::uint64_t node, const Caller& opener,
-                          int flags) {
-  const auto st = posix::stat_of(fd.get());
-  if (!st) return st.error();
+Result<OpenFilePtr> enter(FileSystem& fs, UniqueFd fd, FileId id, std::uint64_t node,
+                          const Caller& opener, int flags) {
   auto file = std::make_shared<OpenFile>();
   file->fd = std::move(fd);
-  file->id = posix::file_id(*st);
+  file->id = id;
   file->node = node;
   file->sequence = fs.opens.fetch_add(1, std::memory_order_relaxed) + 1;
   file->flags = flags;
   file->opener = opener;
-  if (!fs.inodes->has_handles(st->st_dev)) {
+  if (!fs.inodes->has_handles(static_cast<dev_t>(id.dev))) {
     auto pin = fs.inodes->pin(node);
     if (!pin) return pin.error();
     file->pin = std::move(*pin);
@@ -40,21 +38,12 @@ void drop(FileSystem& fs, std::uint64_t fh) {
   if (const OpenFilePtr file = fs.files.remove(fh)) fs.locks.on_release(*file, std::nullopt);
 }
 
-// A node for a file that was just made and is open.
-Result<posix::Entry> adopt_open(FileSystem& fs, int fd, std::uint64_t parent, const char* name) {
-  posix::become_daemon();
-  // O_PATH: a second writable descriptor would make the file "text busy" as long as it is cached.
-  auto path =
-      posix::opened(::openat(posix::self_fds(), posix::FdName{fd}.c_str(), O_PATH | O_CLOEXEC));
-  if (!path) return path.error();
-  return fs.inodes->adopt(std::move(*path), parent, name);
-}
-
 Result<void> finish_create(FileSystem& fs, Reply& reply, UniqueFd fd, std::uint64_t parent,
                            const char* name, const Caller& caller, int flags) {
-  const auto found = adopt_open(fs, fd.get(), parent, name);
+  posix::become_daemon();
+  const auto found = fs.inodes->adopt_open(fd.get(), parent, name);
   if (!found) return found.error();
-  const auto file = enter(fs, std::move(fd), found->node, caller, flags);
+  const auto file = enter(fs, std::move(fd), found->id, found->node, caller, flags);
   if (!file) {
     fs.inodes->forget(found->node, 1);
     return file.error();
@@ -89,7 +78,9 @@ void op_open(fuse_req_t req, fuse_ino_t node, fuse_file_info* info) noexcept {
     const Caller caller = caller_of(req);
     auto fd = posix::open_file((*pin)->fd.get(), info->flags, caller);
     if (!fd) return fd.error();
-    const auto file = enter(fs, std::move(*fd), node, caller, info->flags);
+    const auto st = posix::stat_of(fd->get());
+    if (!st) return st.error();
+    const auto file = enter(fs, std::move(*fd), posix::file_id(*st), node, caller, info->flags);
     if (!file) return file.error();
     if (!reply.open((*file)->fh, fs.way_of(**file))) drop(fs, (*file)->fh);
     return {};
@@ -147,8 +138,10 @@ void op_flush(fuse_req_t req, fuse_ino_t node, fuse_file_info* info) noexcept {
     if (file->writable()) {
       if (auto r = posix::flush_file(file->fd.get()); !r) return r;
       // What was stored into a mapping of the backing file changed times that the kernel believes
-      // to know. Before close(2) returns: who closed a file looks at it next.
-      if (file->backing.id() != 0 && fs.config.timeouts.attr > 0) fs.forget_attributes(node);
+      // to know. Before close(2) returns: who closed a file looks at it next. A mapping takes the
+      // right to read (mmap(2), EACCES).
+      if (file->backing.id() != 0 && file->readable() && fs.config.timeouts.attr > 0)
+        fs.forget_attributes(node);
     }
     reply.done();
     return {};

@@ -37,11 +37,13 @@ unsigned Devices::find(dev_t dev) const noexcept {
 void Devices::open_mount(Device& device, int fd) {
   UniqueFd mount = mount_descriptor(fd);
   if (!mount) return;
+  const bool births = is_local(mount.get());
   auto fresh = std::make_shared<const UniqueFd>(std::move(mount));
   const MutexLock hold{device.mu};
   if (device.mount) return;
   device.mount = std::move(fresh);
   device.idle = 0;
+  device.births.store(births);
   device.open.store(true);
   device.handles.store(true);
 }
@@ -63,7 +65,10 @@ Result<unsigned> Devices::slot_of(dev_t dev, int fd) {
   device.used.store(true, std::memory_order_relaxed);
   if (is_held(slot)) return slot;
   // Unmounted meanwhile, and the number is another file system's, without handles.
-  if (!FileHandle::of(fd)) device.handles.store(false);
+  if (!FileHandle::of(fd)) {
+    device.births.store(false);
+    device.handles.store(false);
+  }
   if (has_handles(slot)) open_mount(device, fd);
   return slot;
 }

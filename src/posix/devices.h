@@ -46,6 +46,11 @@ class Devices {
   [[nodiscard]] dev_t dev(unsigned slot) const noexcept { return all_[slot].dev; }
   // Whether files are found by handle, else by descriptor and name.
   [[nodiscard]] bool has_handles(unsigned slot) const noexcept { return all_[slot].handles.load(); }
+  // Whether times of birth tell an inode number's users apart: they are given by this kernel when
+  // the inode is made, and by nobody else. Only where there are handles.
+  [[nodiscard]] bool tells_births(unsigned slot) const noexcept {
+    return slot < kMost && all_[slot].births.load();
+  }
   // Whether the device cannot have gone, and its number to another file system, since it was met:
   // a descriptor is open, or there are no handles and its nodes hold theirs.
   [[nodiscard]] bool is_held(unsigned slot) const noexcept {
@@ -64,6 +69,7 @@ class Devices {
   struct Device {
     dev_t dev{};
     std::atomic<bool> handles{false};
+    std::atomic<bool> births{false};
     std::atomic<bool> open{false};  // there is a mount
     std::atomic<bool> used{false};  // since the last close_unused()
     Mutex mu;                       // leaf

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <new>
 
 #include "posix/credentials.h"
@@ -24,16 +23,6 @@ std::size_t default_pins() {
   struct rlimit limit {};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 256;
   return std::min<std::size_t>(limit.rlim_cur / 4, kMostPins);
-}
-
-// What tells an inode number's users apart where there are no handles.
-std::uint32_t birth_of(int fd) {
-  struct statx sx {};
-  if (::statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &sx) != 0 || (sx.stx_mask & STATX_BTIME) == 0) {
-    return 1;
-  }
-  const std::int64_t words[2] = {sx.stx_btime.tv_sec, sx.stx_btime.tv_nsec};
-  return hash32(words, sizeof words);
 }
 
 }  // namespace
@@ -191,10 +180,6 @@ Result<UniqueFd> InodeTable::open_child(int dir, const char* name) {
   return mount_points_.open_child(dir, name);
 }
 
-Result<UniqueFd> InodeTable::open_parent(int dir) {
-  return opened(::openat(dir, "..", O_PATH | O_DIRECTORY | O_CLOEXEC));
-}
-
 // Up to the nearest ancestor that has a descriptor, then down again by name. No recursion: trees
 // can be deeper than the stack of a worker allows.
 Result<Devices::MountPtr> InodeTable::mount_of(unsigned slot) {
@@ -255,164 +240,6 @@ Result<UniqueFd> InodeTable::open_by_name(std::uint64_t node, FileId id) {
   }
   if (!fd || steps.empty() || steps.front().id != id) return errno_code(ESTALE);
   return fd;
-}
-
-Result<InodeTable::Identity> InodeTable::identify(int fd) {
-  Identity found;
-  const auto st = stat_of(fd);
-  if (!st) return st.error();
-  found.attr = *st;
-  if (file_id(*st) == root_->id) {
-    found.node = NodeIds::kRoot;
-    found.generation = 1;
-    return found;
-  }
-  const auto slot = devices_.slot_of(st->st_dev, fd);
-  found.slot = slot ? *slot : NodeIds::kDealtSlot;
-  found.node = ids_.node_of(found.slot, file_id(*st));
-  const auto handle = FileHandle::of(fd);
-  if (handle) found.handle = *handle;
-  found.generation = handle ? handle->hash() : birth_of(fd);
-  return found;
-}
-
-Result<Entry> InodeTable::adopt(UniqueFd fd, std::uint64_t parent, std::string_view name) {
-  auto found = identify(fd.get());
-  if (!found) return found.error();
-  Entry entry{found->node, found->generation, file_id(found->attr), found->attr};
-  show(entry.attr);
-  if (found->node == NodeIds::kRoot) return entry;
-
-  const bool by_handle = found->slot != NodeIds::kDealtSlot && devices_.has_handles(found->slot);
-  if (by_handle && found->slot != 0 && parent != 0 && NodeIds::slot_of(parent) != found->slot) {
-    devices_.entered(found->slot, parent, name);
-  }
-  const mode_t type = found->attr.st_mode & S_IFMT;
-  auto pin = std::make_shared<const Pin>(Pin{std::move(fd), entry.id, type});
-  auto hint = by_handle ? nullptr : std::make_unique<Name>(Name{parent, std::string{name}});
-  Taken old;
-  Taken victim;
-  Shard& shard = shard_of(found->node);
-  const MutexLock hold{shard.mu};
-  const auto [it, fresh] = shard.inodes.try_emplace(found->node);
-  Inode& inode = it->second;
-  // The number names a new file now: the kernel tells the old one by its generation.
-  const bool rebound =
-      !fresh && (inode.generation != found->generation || inode.handle != found->handle);
-  if (rebound) old = take_pin_locked(shard, inode);
-  if (fresh || rebound) {
-    inode.node = found->node;
-    inode.id = entry.id;
-    inode.handle = found->handle;
-    inode.generation = found->generation;
-    inode.type = type;
-  }
-  ++inode.references;
-  if (hint) {
-    if (inode.name) hint->last = std::move(inode.name->last);
-    inode.name = std::move(hint);
-  }
-  if (inode.pin) {
-    touch_locked(shard, inode);
-  } else {
-    victim = set_pin_locked(shard, inode, std::move(pin));
-  }
-  return entry;
-}
-
-Result<Entry> InodeTable::lookup(std::uint64_t parent, const char* name) {
-  if (std::strcmp(name, ".") == 0) return self(parent);
-  if (std::strcmp(name, "..") == 0) return parent_of(parent);
-  if (std::strchr(name, '/') != nullptr || *name == '\0') return errno_code(EINVAL);
-  const auto dir = pin(parent);
-  if (!dir) return dir.error();
-  become_daemon();
-  auto fd = open_child((*dir)->fd.get(), name);
-  if (!fd) return fd.error();
-  return adopt(std::move(*fd), parent, name);
-}
-
-Result<Entry> InodeTable::self(std::uint64_t node) {
-  if (node == NodeIds::kRoot) {
-    const auto st = stat_of(root_->fd.get());
-    if (!st) return st.error();
-    Entry entry{node, 1, root_->id, *st};
-    show(entry.attr);
-    return entry;
-  }
-  Entry entry;
-  {
-    // Reference first: a FORGET may be on its way.
-    Shard& shard = shard_of(node);
-    const MutexLock hold{shard.mu};
-    const auto it = shard.inodes.find(node);
-    if (it != shard.inodes.end()) {
-      ++it->second.references;
-      entry.node = node;
-      entry.generation = it->second.generation;
-      entry.id = it->second.id;
-    }
-  }
-  if (entry.node == 0) return unknown_self(node);
-  const auto known = pin(node);
-  auto st = known ? stat_of((*known)->fd.get()) : Result<struct stat>{known.error()};
-  if (!st) {
-    forget(node, 1);
-    return st.error();
-  }
-  entry.attr = *st;
-  show(entry.attr);
-  return entry;
-}
-
-Result<Entry> InodeTable::unknown_self(std::uint64_t node) {
-  const unsigned slot = NodeIds::slot_of(node);
-  if (!NodeIds::possible(node) || slot >= devices_.size()) return errno_code(ESTALE);
-  if (!devices_.has_handles(slot)) return errno_code(ESTALE);
-  const auto handle = FileHandle::ext_wildcard(NodeIds::ino_of(node));
-  if (!handle) return errno_code(ESTALE);
-  become_daemon();
-  const auto mount = mount_of(slot);
-  auto fd = mount ? handle->open((*mount)->get()) : Result<UniqueFd>{mount.error()};
-  if (!fd) return errno_code(ESTALE);
-  const auto st = stat_of(fd->get());
-  if (!st || st->st_dev != devices_.dev(slot) || st->st_ino != NodeIds::ino_of(node)) {
-    return errno_code(ESTALE);
-  }
-  if (S_ISDIR(st->st_mode)) {
-    if (auto below = check_below_root(fd->get()); !below) return below.error();
-  }
-  return adopt(std::move(*fd), 0, {});
-}
-
-Result<Entry> InodeTable::parent_of(std::uint64_t node) {
-  if (node == NodeIds::kRoot) return self(node);
-  auto held = self(node);  // known or not
-  if (!held) return held.error();
-  const auto dir = pin(node);
-  forget(node, 1);
-  if (!dir) return dir.error();
-  become_daemon();
-  if (auto below = check_below_root((*dir)->fd.get()); !below) return below.error();
-  auto up = open_parent((*dir)->fd.get());
-  if (!up) return up.error();
-  return adopt(std::move(*up), 0, {});
-}
-
-Result<void> InodeTable::check_below_root(int dir) {
-  UniqueFd up;
-  FileId before{};
-  for (int at = dir;;) {
-    const auto st = stat_of(at);
-    if (!st) return st.error();
-    if (file_id(*st) == root_->id) return {};
-    if (file_id(*st) == before) return errno_code(ESTALE);  // "/": came by another way
-    before = file_id(*st);
-    auto next = open_parent(at);
-    if (!next) return next.error();
-    up = std::move(*next);
-    at = up.get();
-  }
 }
 
 void InodeTable::forget(std::uint64_t node, std::uint64_t count) noexcept {

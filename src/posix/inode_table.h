@@ -29,6 +29,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -69,7 +70,8 @@ class InodeTable {
     bool use_handles{true};
     // Cached, and of removed files as many more. 0: a quarter of RLIMIT_NOFILE, at most 4096.
     std::size_t max_pins{};
-    std::uint32_t grace{60};  // seconds that a removed file's blocks are kept when nobody asks
+    std::uint32_t grace{60};   // seconds that a removed file's blocks are kept when nobody asks
+    std::uint32_t settled{2};  // seconds after its birth that a file is known by it: see lookup()
   };
 
   // root: any descriptor of the directory that is node 1. Not to be followed by a fork.
@@ -86,9 +88,18 @@ class InodeTable {
   // One step down, as the daemon; takes a reference. "." and ".." go by node, known to the table or
   // not, for NFS handles (Documentation/filesystems/fuse: EXPORT_SUPPORT). EINVAL for a name with
   // a slash.
-  Result<Entry> lookup(std::uint64_t parent, const char* name);
+  //
+  // listed: the inode number that the directory was just read with, where the answer is for a
+  // listing. A file that is known by that number, by its handle and by its time of birth is then
+  // answered with one system call instead of four. For what opens or changes something the
+  // handle itself is asked for each time.
+  Result<Entry> lookup(std::uint64_t parent, const char* name, std::uint64_t listed = 0);
   // The same for a file that is open already (any descriptor) and was reached by parent and name.
   Result<Entry> adopt(UniqueFd fd, std::uint64_t parent, std::string_view name);
+  // The same for a file that was just made and stays open elsewhere. It gets a descriptor only
+  // where there are no handles, or it has no name: others are mostly closed, or removed, before
+  // they need one.
+  Result<Entry> adopt_open(int fd, std::uint64_t parent, std::string_view name);
 
   // An O_PATH descriptor of a name in a directory: mount_points.h. Takes no reference.
   Result<UniqueFd> open_child(int dir, const char* name);
@@ -144,6 +155,7 @@ class InodeTable {
     std::uint64_t references{};
     FileId id;
     FileHandle handle;
+    std::int64_t birth{};  // nanoseconds; 0: does not tell it from others of its number
     std::uint32_t generation{};
     std::uint32_t used_at{};  // tick_
     mode_t type{};
@@ -213,9 +225,16 @@ class InodeTable {
     unsigned slot{};
     FileHandle handle;
     std::uint32_t generation{};
+    std::int64_t birth{};  // as an Inode's
     struct stat attr {};
   };
-  Result<Identity> identify(int fd);
+  // parent: the node it was found below, which tells what to ask for.
+  Result<Identity> identify(int fd, std::uint64_t parent);
+  [[nodiscard]] bool is_by_handle(const Identity& found) const noexcept;
+  // Takes a reference. fd: what the node is to be pinned with, if with anything.
+  Entry enter(const Identity& found, UniqueFd fd, std::uint64_t parent, std::string_view name);
+  // What lookup() answers if it is certain that it is a file that is known; takes a reference.
+  std::optional<Entry> recognise(const Pin& dir, const char* name, std::uint64_t ino);
   Result<PinPtr> repin(std::uint64_t node);
   // What handles of a device are opened with. ESTALE: the file system is mounted no more.
   Result<Devices::MountPtr> mount_of(unsigned slot);

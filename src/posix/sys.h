@@ -30,6 +30,19 @@ namespace latchfs::posix {
 // fstat that also takes O_PATH descriptors.
 [[nodiscard]] Result<struct stat> stat_of(int fd);
 
+// What only statx(2) tells, beside what fstatat(2) does.
+struct FullStat {
+  struct stat attr {};
+  std::int64_t birth{};       // nanoseconds since the epoch; 0: not told
+  bool may_be_a_mount{true};  // false: not the root of a mount
+};
+// flags: AT_*. "" and AT_EMPTY_PATH for a descriptor's own file.
+[[nodiscard]] Result<FullStat> full_stat_of(int dir, const char* name, int flags);
+
+// Whether an ordinary descriptor's file is on a file system that this kernel alone keeps: what one
+// process sees there is what everybody sees, and its times are of this machine's clock.
+[[nodiscard]] bool is_local(int fd) noexcept;
+
 [[nodiscard]] inline FileId file_id(const struct stat& st) {
   return FileId{static_cast<std::uint64_t>(st.st_dev), static_cast<std::uint64_t>(st.st_ino)};
 }

@@ -4,62 +4,10 @@
 #include <chrono>
 #include <thread>
 
-#include "posix/inode_table.h"
-#include "posix/sys.h"
-#include "posix_scratch.h"
+#include "posix_inode_table_fixture.h"
 
 namespace latchfs::posix {
 namespace {
-
-// By handle (which needs root), and by descriptor and name.
-class InodeTableTest : public Scratch, public testing::WithParamInterface<bool> {
- protected:
-  void SetUp() override {
-    if (by_handle() && ::geteuid() != 0) GTEST_SKIP() << "open_by_handle_at needs root";
-    Scratch::SetUp();
-    make_table(512);
-  }
-  [[nodiscard]] static bool by_handle() { return GetParam(); }
-  void make_table(std::size_t pins, std::uint32_t grace = 60) {
-    auto made = InodeTable::create(dir(), {by_handle(), pins, grace});
-    ASSERT_TRUE(made);
-    table_ = std::move(*made);
-  }
-  InodeTable& table() { return *table_; }
-  void close_table() { table_.reset(); }
-  // Descriptors go when there are too many: this looks at everything in the root.
-  void touch_all() {
-    for (const auto& entry : std::filesystem::directory_iterator{at(".")}) {
-      static_cast<void>(table().lookup(1, entry.path().filename().c_str()));
-    }
-  }
-
-  Entry look(std::uint64_t parent, const std::string& name) {
-    const auto found = table().lookup(parent, name.c_str());
-    EXPECT_TRUE(found) << name << ": " << found.error().message();
-    return found ? *found : Entry{};
-  }
-  ino_t ino_through(std::uint64_t node) {
-    const auto pin = table().pin(node);
-    if (!pin) return 0;
-    const auto st = stat_of((*pin)->fd.get());
-    return st ? st->st_ino : 0;
-  }
-
-  // Removes a name as the mount does.
-  void remove(const std::string& name) {
-    UniqueFd fd = path_fd(name);
-    ASSERT_EQ(
-        ::unlinkat(AT_FDCWD, at(name).c_str(), S_ISDIR(stat_at(name).st_mode) ? AT_REMOVEDIR : 0),
-        0);
-    const auto st = stat_of(fd.get());
-    ASSERT_TRUE(st);
-    table().removed(std::move(fd), *st);
-  }
-
- private:
-  std::unique_ptr<InodeTable> table_;
-};
 
 TEST_P(InodeTableTest, FindsWhatIsThere) {
   make_dir("d");
@@ -104,6 +52,30 @@ TEST_P(InodeTableTest, OneNodeForAllLinks) {
   make_file("a");
   ASSERT_EQ(::link(at("a").c_str(), at("b").c_str()), 0);
   EXPECT_EQ(look(1, "a").node, look(1, "b").node);
+}
+
+TEST_P(InodeTableTest, AFileThatWasMadeIsReachedWhenItsMakerHasClosedIt) {
+  UniqueFd fd{::open(at("f").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600)};
+  const auto made = table().adopt_open(fd.get(), 1, "f");
+  ASSERT_TRUE(made);
+  EXPECT_EQ(made->id.ino, stat_at("f").st_ino);
+  EXPECT_EQ(table().counts().pins, by_handle() ? 0u : 1u);
+  fd = UniqueFd{};
+  EXPECT_EQ(ino_through(made->node), made->id.ino);
+  // By a descriptor that is nobody's right to write: the file could not be run.
+  const auto pin = table().pin(made->node);
+  ASSERT_TRUE(pin);
+  EXPECT_EQ(::fcntl((*pin)->fd.get(), F_GETFL) & O_PATH, O_PATH);
+  const Entry found = look(1, "f");
+  EXPECT_EQ(found.node, made->node);
+  EXPECT_EQ(found.generation, made->generation);
+
+  const UniqueFd nameless{::open(at(".").c_str(), O_RDWR | O_TMPFILE | O_CLOEXEC, 0600)};
+  ASSERT_TRUE(nameless);
+  const auto hidden = table().adopt_open(nameless.get(), 1, "");
+  ASSERT_TRUE(hidden);
+  EXPECT_EQ(table().counts().pins, 2u);
+  EXPECT_EQ(ino_through(hidden->node), hidden->id.ino);
 }
 
 TEST_P(InodeTableTest, FollowsRenames) {
