@@ -10,6 +10,7 @@
 #include "control/tree.h"
 #include "fuse/file_view.h"
 #include "fuse/handle_table.h"
+#include "fuse/listing_habit.h"
 #include "fuse/lock_edge.h"
 #include "fuse/mount.h"
 #include "fuse/open_file.h"
@@ -56,6 +57,7 @@ struct FileSystem : transport::Channel {
   HandleTable<OpenDir> dirs;
   std::atomic<std::uint64_t> opens{0};
   RecentListings listings;
+  ListingHabit habit;
   MountFileView view;
   control::Tree tree;
   LockEdge locks;

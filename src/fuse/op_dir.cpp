@@ -30,12 +30,13 @@ class Listing {
   Result<void> fill(off_t offset) {
     const MutexLock hold{dir_.mu};
     if (auto r = dir_.stream.seek(offset); !r) return r;
-    if (plus_ && offset == 0) dir_.names_only = is_believed();
+    if (plus_) choose(offset == 0);
     // Entries take more room in the answer than in getdents64's buffer: 24 bytes a name, or 152.
     const std::size_t expected = plus_ ? buffer_.size() / 4 : buffer_.size();
     for (;;) {
       const auto item = dir_.stream.peek(expected);
       if (!item && used_ == 0) return item.error();
+      if (item && *item == nullptr && dir_.told_all) fs_.listings.note(dir_.node, dir_.began);
       if (!item || *item == nullptr) return {};
       if (!hidden((*item)->name) && !add(**item)) return {};
       dir_.stream.advance();
@@ -79,15 +80,23 @@ class Listing {
     return st;
   }
 
-  // Whether the kernel believes the directory's entries, and for long enough that who reads it can
-  // look at them yet.
-  bool is_believed() {
-    const Timeouts believed = fs_.believed_absence();
-    const auto shortest = static_cast<std::int64_t>(std::min(believed.entry, believed.attr) * 1e9);
+  // Names only, or attributes too.
+  void choose(bool from_the_start) REQUIRES(dir_.mu) {
     const std::int64_t now = monotonic_ns();
-    if (fs_.listings.within(dir_.node, now, shortest / 8 * 7)) return true;
-    fs_.listings.note(dir_.node, now);
-    return false;
+    if (from_the_start) {
+      const Timeouts believed = fs_.believed_absence();
+      const auto shortest =
+          static_cast<std::int64_t>(std::min(believed.entry, believed.attr) * 1e9);
+      // What the kernel believes for long enough that who reads the names can look at them yet, or
+      // would believe for no time, need not be told.
+      dir_.names_only = shortest == 0 || fs_.listings.within(dir_.node, now, shortest / 8 * 7);
+      dir_.told_all = !dir_.names_only;
+      dir_.began = now;
+    } else if (dir_.told_all && !fs_.habit.wants_attributes(now)) {
+      dir_.names_only = true;
+      dir_.told_all = false;
+      fs_.habit.told_names(dir_.node);
+    }
   }
 
   // Node 0 where there is nothing to refer to ("." and "..", or gone meanwhile), or nothing to

@@ -1,4 +1,5 @@
 // LOOKUP, FORGET: the kernel's references to inodes.
+#include "base/clock.h"
 #include "fuse/control_ops.h"
 #include "fuse/file_system.h"
 #include "fuse/ops.h"
@@ -27,6 +28,7 @@ void op_lookup(fuse_req_t req, fuse_ino_t parent, const char* name) noexcept {
       reply.no_entry(fs.believed_absence());
       return {};
     }
+    fs.habit.looked_up(parent, monotonic_ns);
     if (!reply.entry(*found, fs.believed(found->attr))) fs.inodes->forget(found->node, 1);
     return {};
   });

@@ -50,7 +50,10 @@ struct OpenDir {
   dev_t dev{};
   Mutex mu;  // held across getdents64 and lookups: requests on one directory take turns
   posix::DirStream stream GUARDED_BY(mu);
-  bool names_only GUARDED_BY(mu){};  // of what is being read: see RecentListings
+  // Of what is being read, from its start on: RecentListings, ListingHabit.
+  bool names_only GUARDED_BY(mu){};
+  bool told_all GUARDED_BY(mu){};       // with attributes
+  std::int64_t began GUARDED_BY(mu){};  // CLOCK_MONOTONIC ns
   // Of the control tree's root.
   std::vector<control::FileName> names GUARDED_BY(mu);
 

@@ -33,7 +33,8 @@ void op_init(void* data, fuse_conn_info* conn) noexcept {
   want(FUSE_CAP_PARALLEL_DIROPS, true);
   want(FUSE_CAP_AUTO_INVAL_DATA, true);
   want(FUSE_CAP_READDIRPLUS, true);
-  want(FUSE_CAP_READDIRPLUS_AUTO, true);
+  // What is told is decided here: listing_habit.h.
+  want(FUSE_CAP_READDIRPLUS_AUTO, false);
   want(FUSE_CAP_ASYNC_READ, true);
   want(FUSE_CAP_ASYNC_DIO, true);
   want(FUSE_CAP_SPLICE_WRITE, true);

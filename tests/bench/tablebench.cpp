@@ -1,0 +1,140 @@
+// Times the lock table itself: no FUSE, one process, a table of its own in shared memory.
+//
+// usage: tablebench pair COUNT RANGES    ns for one exclusive lock or its unlock, on a file on
+// which
+//                                        one owner holds RANGES others
+//        tablebench files COUNT FILES    the same where FILES files have a lock each
+//        tablebench readers COUNT OWNERS the same, shared, where OWNERS hold all of that very range
+//        tablebench memory RANGES        bytes that one of RANGES ranges on a file takes
+#include <unistd.h>
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "measure.h"
+#include "store/shm/shm_store.h"
+
+namespace latchfs::bench {
+namespace {
+
+class NobodyWaits final : public GrantSink {
+ public:
+  void granted(WaiterToken) noexcept override {}
+  void refused(WaiterToken, int) noexcept override {}
+};
+
+class TableOnTrial {
+ public:
+  TableOnTrial() {
+    ShmStore::Options options;
+    options.table = "tablebench-" + std::to_string(::getpid());
+    options.table_max = std::uint64_t{4} << 30;
+    options.max_locks_per_user = 0;
+    auto store = ShmStore::attach(options, sink_);
+    if (!store) errno = store.error().value();
+    must(static_cast<bool>(store), "a table");
+    store_ = std::move(*store);
+  }
+
+  void lock(std::uint64_t file, std::uint64_t owner, std::uint64_t at, LockMode mode) {
+    LockRequest request;
+    request.file = {1, file};
+    request.owner = {store_->mount_id(), owner, OwnerSpace::kRange};
+    request.range = *ByteRange::from_half_open(at, at + kLength);
+    request.mode = mode;
+    request.kind = LockKind::kPosix;
+    request.holder.pid = 1;
+    const auto got = store_->acquire(request, OnConflict::kRefuse, {});
+    must(got && std::holds_alternative<Granted>(*got), "lock");
+  }
+  void unlock(std::uint64_t file, std::uint64_t owner, std::uint64_t at) {
+    must(static_cast<bool>(store_->release({1, file},
+                                           {store_->mount_id(), owner, OwnerSpace::kRange},
+                                           *ByteRange::from_half_open(at, at + kLength))),
+         "unlock");
+  }
+  [[nodiscard]] std::uint64_t bytes_used() {
+    const auto stats = store_->stats();
+    must(static_cast<bool>(stats), "stats");
+    return stats->bytes_used;
+  }
+
+  static constexpr std::uint64_t kLength = 4;
+
+ private:
+  NobodyWaits sink_;
+  std::unique_ptr<ShmStore> store_;
+};
+
+constexpr std::uint64_t kStride = 20;
+constexpr std::uint64_t kPrime = 7919;  // next ones are not beside each other
+
+void fill(TableOnTrial& table, std::uint64_t ranges) {
+  for (std::uint64_t i = 0; i < ranges; ++i) table.lock(1, 1, kStride * i, LockMode::kExclusive);
+}
+
+void pair(std::uint64_t count, std::uint64_t ranges) {
+  TableOnTrial table;
+  fill(table, ranges);
+  report(ns_each(2 * count, [&] {
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const std::uint64_t gap = kStride * (i * kPrime % ranges) + kStride / 2;
+      table.lock(1, 2, gap, LockMode::kExclusive);
+      table.unlock(1, 2, gap);
+    }
+  }));
+}
+
+void files(std::uint64_t count, std::uint64_t files) {
+  TableOnTrial table;
+  for (std::uint64_t i = 0; i < files; ++i) table.lock(1 + i, 1, 0, LockMode::kExclusive);
+  report(ns_each(2 * count, [&] {
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const std::uint64_t file = 1 + i * kPrime % files;
+      table.lock(file, 2, kStride, LockMode::kExclusive);
+      table.unlock(file, 2, kStride);
+    }
+  }));
+}
+
+void readers(std::uint64_t count, std::uint64_t owners) {
+  TableOnTrial table;
+  for (std::uint64_t i = 0; i < owners; ++i) table.lock(1, 10 + i, 0, LockMode::kShared);
+  report(ns_each(2 * count, [&] {
+    for (std::uint64_t i = 0; i < count; ++i) {
+      table.lock(1, 2, 0, LockMode::kShared);
+      table.unlock(1, 2, 0);
+    }
+  }));
+}
+
+void memory(std::uint64_t ranges) {
+  TableOnTrial table;
+  const std::uint64_t before = table.bytes_used();
+  fill(table, ranges);
+  report(static_cast<double>(table.bytes_used() - before) / static_cast<double>(ranges));
+}
+
+int run(int argc, char** argv) {
+  const std::string_view what = argc > 2 ? argv[1] : "";
+  if (what == "pair" && argc == 4) {
+    pair(number(argv[2]), number(argv[3]));
+  } else if (what == "files" && argc == 4) {
+    files(number(argv[2]), number(argv[3]));
+  } else if (what == "readers" && argc == 4) {
+    readers(number(argv[2]), number(argv[3]));
+  } else if (what == "memory" && argc == 3) {
+    memory(number(argv[2]));
+  } else {
+    std::fputs("usage: tablebench pair|files|readers COUNT HOW_MANY, tablebench memory RANGES\n",
+               stderr);
+    return 2;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace latchfs::bench
+
+int main(int argc, char** argv) { return latchfs::bench::run(argc, argv); }
