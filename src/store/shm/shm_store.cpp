@@ -223,7 +223,6 @@ bool ShmStore::reap_the_dead(bool registry_locked) {
   }
   if (dead.empty()) return false;
   backend_.recount_users();
-  check_after_reaping();
   // The dead one may have granted somebody's waiter and not rung.
   for (std::uint32_t i = 0; i < shm::kShardCount; ++i) {
     h.ready_shards.fetch_or(std::uint64_t{1} << i);
@@ -239,6 +238,7 @@ bool ShmStore::reap_the_dead(bool registry_locked) {
     slot->id.compare_exchange_strong(id, 0);
   }
   if (unlock) registry_.unlock();
+  check_after_reaping();
   return true;
 }
 
