@@ -1,6 +1,6 @@
 // Random deaths on mounts that share a table, for as long as asked (scripts/soak): daemons and
-// clients are killed, signals rain, the table grows to many locks and back. Nobody may ever hold what
-// another holds, nobody may be stuck, and when all are gone nothing may be left.
+// clients are killed, signals rain, the table grows to many locks and back. Nobody may ever hold
+// what another holds, nobody may be stuck, and when all are gone nothing may be left.
 //
 // usage: mount_soak MINUTES      LATCHFS_SEED: of an earlier run
 #include <algorithm>
@@ -38,8 +38,9 @@ struct Totals {
 
 bool bearable(std::optional<int> status) {
   // Ended as it should, orphaned, or killed by us.
-  return status && (exited_well(status) || (WIFEXITED(*status) && WEXITSTATUS(*status) == kOrphaned) ||
-                    (WIFSIGNALED(*status) && WTERMSIG(*status) == SIGKILL));
+  return status &&
+         (exited_well(status) || (WIFEXITED(*status) && WEXITSTATUS(*status) == kOrphaned) ||
+          (WIFSIGNALED(*status) && WTERMSIG(*status) == SIGKILL));
 }
 
 // Takes many locks that do not touch and gives them back, in one call, again and again.
@@ -103,7 +104,8 @@ class Soak {
               std::all_of(crowd.begin(), crowd.end(), [](Child& c) { return c.ended(); });
           return sum >= goal || all_over;
         })) {
-      fail("stuck at " + std::to_string(granted(*arena)) + " of " + std::to_string(goal) + " grants");
+      fail("stuck at " + std::to_string(granted(*arena)) + " of " + std::to_string(goal) +
+           " grants");
     }
     arena->stop = true;
     for (Child& child : crowd) {

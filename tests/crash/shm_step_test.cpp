@@ -51,7 +51,8 @@ void print(const std::string& name, const StepReport& r) {
 class ShmStep : public ::testing::TestWithParam<StepAct> {};
 
 TEST_P(ShmStep, OldOrNewAfterEveryInstruction) {
-  const StepReport report = check_act(GetParam(), stride_or(kSample), stride_or(kSample) == 1 ? 20 : 1);
+  const StepReport report =
+      check_act(GetParam(), stride_or(kSample), stride_or(kSample) == 1 ? 20 : 1);
   print(GetParam().name, report);
   EXPECT_EQ(report.failures, 0u) << told(report);
   EXPECT_GT(report.points, 0u);

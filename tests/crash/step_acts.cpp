@@ -163,7 +163,7 @@ const std::vector<StepAct>& step_acts() {
        [](Stage& s) { (void)take(s.store(), ask(mine(s), 1, 0, 10, kEx)); }},
       {"lock_beside", kOldOrNew, true, true, some_locks,
        [](Stage& s) { (void)take(s.store(), ask(mine(s), 1, 33, 35, kSh)); }},
-      {"lock_refused", kOldOrNew, true, true, some_locks,
+      {"lock_refused", kSame, true, true, some_locks,
        [](Stage& s) { (void)take(s.store(), ask(s.survivor, 2, 20, 65, kEx)); }},
       {"first_of_a_user", kOldOrNew, true, true, some_locks,
        [](Stage& s) {
@@ -200,11 +200,8 @@ const std::vector<StepAct>& step_acts() {
       {"grant", kOldOrNew, true, true, some_wait, [](Stage& s) { give_back(s, 0, 30); }},
       {"grant_part", kOldOrNew, true, true, some_wait, [](Stage& s) { give_back(s, 11, 15); }},
       {"crowd", kOldOrNew, true, true, crowd, [](Stage& s) { give_back(s, 0, kEof); }},
-      {"wide", kOldOrNew, true, true,
-       [](Stage& s) { return warm_up(s) && many_of(s, s.survivor); },
-       [](Stage& s) {
-         (void)s.store().release(kFile, owner(s.survivor), bytes(0, kEof));
-       }},
+      {"wide", kOldOrNew, true, true, [](Stage& s) { return warm_up(s) && many_of(s, s.survivor); },
+       [](Stage& s) { (void)s.store().release(kFile, owner(s.survivor), bytes(0, kEof)); }},
       {"wide_lock", kOldOrNew, true, true,
        [](Stage& s) {
          return warm_up(s) && many_of(s, mine(s)) &&
@@ -216,13 +213,11 @@ const std::vector<StepAct>& step_acts() {
       {"drop_if_through", kOldOrNew, true, true, some_wait,
        [](Stage& s) { (void)s.store().drop_if_through(kFile, owner(mine(s)), 0); }, false, true},
       {"break_range", kOldOrNew, true, true,
-       [](Stage& s) {
-         return some_locks(s) && wait_for(*s.me, ask(mine(s), 6, 65, 66, kEx), 900);
-       },
+       [](Stage& s) { return some_locks(s) && wait_for(*s.me, ask(mine(s), 6, 65, 66, kEx), 900); },
        [](Stage& s) {
          (void)s.store().break_range(kFile, owner(s.survivor, 2), bytes(62, 68), true);
        }},
-      {"note_closing", kOldOrNew, true, true, some_locks,
+      {"note_closing", kSame, true, true, some_locks,
        [](Stage& s) { s.store().note_closing(kFile, owner(mine(s))); }},
       {"begin_op", kOldOrNew, true, true, some_locks,
        [](Stage& s) {
@@ -233,8 +228,10 @@ const std::vector<StepAct>& step_acts() {
          return some_locks(s) &&
                 s.me->begin_op(operation(s, LockKind::kReadOp), OnConflict::kRefuse, {}).ok();
        },
-       [](Stage& s) { s.store().end_op(kFile, {mine(s), 50, OwnerSpace::kOp}); }},
-      {"deadlock", kOldOrNew, true, true, nearly_deadlocked,
+       [](Stage& s) {
+         s.store().end_op(kFile, {mine(s), 50, OwnerSpace::kOp});
+       }},
+      {"deadlock", kSame, true, true, nearly_deadlocked,
        [](Stage& s) {
          (void)s.store().acquire(ask(mine(s), 1, 0, 1, kEx, kOther), OnConflict::kQueue, {910});
        }},
@@ -268,14 +265,14 @@ const std::vector<StepAct>& step_acts() {
          }
        }},
       // Another died in the middle, and the victim is the one who repairs.
-      {"repair_step", kOldOrNew, true, true,
+      {"repair_step", kSame, true, true,
        [](Stage& s) {
          return some_wait(s) && somebody_dies(s, "shm.store=kill@60", [&](QuietMount& m) {
                   (void)m.release(kFile, owner(mine(s)), bytes(0, 30));
                 });
        },
        [](Stage& s) { (void)s.store().test(ask(mine(s), 1, 0, 1, kEx)); }},
-      {"repair_wide", kOldOrNew, true, true,
+      {"repair_wide", kSame, true, true,
        [](Stage& s) {
          return warm_up(s) && many_of(s, s.survivor) &&
                 somebody_dies(s, "shm.committed=kill@2", [&](QuietMount& m) {
@@ -283,7 +280,7 @@ const std::vector<StepAct>& step_acts() {
                 });
        },
        [](Stage& s) { (void)s.store().test(ask(mine(s), 1, 0, 1, kEx)); }},
-      {"repair_crowd", kOldOrNew, true, true,
+      {"repair_crowd", kSame, true, true,
        [](Stage& s) {
          return crowd(s) && somebody_dies(s, "shm.committed=kill@1", [&](QuietMount& m) {
                   (void)m.release(kFile, owner(mine(s)), bytes(0, kEof));
@@ -329,7 +326,8 @@ const std::vector<StepAct>& broken_acts() {
   static const std::vector<StepAct> all = {
       {"sound", kOldOrNew, true, true, with_broken_store<Breakage::kNone>, split_and_grant},
       {"no_log", kOldOrNew, true, true, with_broken_store<Breakage::kNoLog>, split_and_grant, true},
-      {"one_type", kOldOrNew, true, true, with_broken_store<Breakage::kRefs>, split_and_grant, true},
+      {"one_type", kOldOrNew, true, true, with_broken_store<Breakage::kRefs>, split_and_grant,
+       true},
       {"log_late", kOldOrNew, true, true, with_broken_store<Breakage::kLogLate>, split_and_grant,
        true},
       {"count_first", kOldOrNew, true, true, with_broken_store<Breakage::kCountFirst>,

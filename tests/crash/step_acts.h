@@ -27,6 +27,8 @@ struct Stage {
 enum class Outcome {
   // What survivors find is the state before or the state after, before any reaping too.
   kOldOrNew,
+  // The same, and these two do not differ.
+  kSame,
   // Done in several commits that may be seen one by one: each state is left for good, and when the
   // dead one has been reaped nothing tells how far it came.
   kInSteps,

@@ -12,11 +12,11 @@
 namespace latchfs::test {
 
 enum class Breakage : std::uint8_t {
-  kNone,         // none: what is found otherwise is not this file's own doing
-  kNoLog,        // fields are stored without their old values being logged
-  kRefs,         // only those of four bytes: links and counts
-  kLogLate,      // the old value is logged, but after the store
-  kCountFirst,   // the log's count is raised before the entry is written
+  kNone,        // none: what is found otherwise is not this file's own doing
+  kNoLog,       // fields are stored without their old values being logged
+  kRefs,        // only those of four bytes: links and counts
+  kLogLate,     // the old value is logged, but after the store
+  kCountFirst,  // the log's count is raised before the entry is written
 };
 
 template <Breakage kHow>

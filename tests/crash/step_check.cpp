@@ -28,10 +28,9 @@ constexpr std::size_t kFailuresTold = 5;
 std::string text(const Grant& g) {
   OwnerId owner = g.owner;
   owner.mount %= std::uint64_t{1} << 20;
-  return fmt::format("{}:{} {} {}-{} {} kind {} uid {}\n", g.file.dev, g.file.ino,
-                     to_string(owner), g.range.begin(), g.range.end(),
-                     g.mode == LockMode::kExclusive ? "EX" : "SH", static_cast<int>(g.kind),
-                     g.holder.uid);
+  return fmt::format("{}:{} {} {}-{} {} kind {} uid {}\n", g.file.dev, g.file.ino, to_string(owner),
+                     g.range.begin(), g.range.end(), g.mode == LockMode::kExclusive ? "EX" : "SH",
+                     static_cast<int>(g.kind), g.holder.uid);
 }
 
 // What survivors find. `uids`: grants and waiters of each user.
@@ -125,9 +124,7 @@ struct Recovered {
   std::string before_reaping, after_reaping, problem;
 };
 
-std::string text(const Recovered& r) {
-  return r.before_reaping + "reaped:\n" + r.after_reaping;
-}
+std::string text(const Recovered& r) { return r.before_reaping + "reaped:\n" + r.after_reaping; }
 
 Recovered recover(const std::string& table, QuietMount* survivor, TellTale& told) {
   Recovered out;
@@ -175,8 +172,8 @@ Recovered recover(const std::string& table, QuietMount* survivor, TellTale& told
   // Memory can still be got: for a file in a shard that has none.
   LockRequest fresh;
   fresh.owner = {(*next)->mount_id(), 1, OwnerSpace::kRange};
-  for (fresh.file = {9, 0};
-       (*region)->shard(shm::ShmBackend::shard_of(fresh.file)).cells != 0; ++fresh.file.ino) {
+  for (fresh.file = {9, 0}; (*region)->shard(shm::ShmBackend::shard_of(fresh.file)).cells != 0;
+       ++fresh.file.ino) {
   }
   const auto got = (*next)->acquire(fresh, OnConflict::kRefuse, {});
   if (!got.ok() || !std::holds_alternative<Granted>(*got)) note("the table cannot grow any more");
@@ -322,11 +319,11 @@ class Judge {
   void last(const Recovered& fresh) {
     new_ = fresh;
     if (!fresh.problem.empty()) fail("after the act: " + fresh.problem);
+    if (act_.outcome == Outcome::kOldOrNew && text(old_) == text(fresh)) fail("it does nothing");
+    if (act_.outcome == Outcome::kSame && text(old_) != text(fresh)) fail("it does something");
     bool done = false;
     for (const auto& [instruction, at, found] : seen_) {
-      const std::string why = act_.outcome == Outcome::kOldOrNew
-                                  ? old_or_new(found, fresh, done)
-                                  : in_steps(found, fresh);
+      const std::string why = at_once() ? old_or_new(found, fresh, done) : in_steps(found, fresh);
       if (!why.empty()) fail(fmt::format("instruction {} ({:#x}): {}", instruction, at, why));
     }
   }
@@ -337,10 +334,9 @@ class Judge {
              other.before_reaping == found.before_reaping;
     };
     // (Of several steps a sample of points need not have shown all.)
-    const bool fine = act_.outcome == Outcome::kOldOrNew ? same(old_) || same(new_)
-                      : act_.outcome == Outcome::kTwoSteps
-                          ? true
-                          : found.after_reaping == new_.after_reaping;
+    const bool fine =
+        at_once() ? same(old_) || same(new_)
+                  : act_.outcome == Outcome::kTwoSteps || found.after_reaping == new_.after_reaping;
     if (!found.problem.empty()) {
       fail(fmt::format("killed at instruction {}: {}", instruction, found.problem));
     } else if (!fine) {
@@ -358,12 +354,16 @@ class Judge {
     Recovered found;
   };
 
+  [[nodiscard]] bool at_once() const {
+    return act_.outcome == Outcome::kOldOrNew || act_.outcome == Outcome::kSame;
+  }
+
   std::string old_or_new(const Recovered& found, const Recovered& fresh, bool& done) const {
     if (!found.problem.empty()) return found.problem;
-    const bool is_old = found.before_reaping == old_.before_reaping &&
-                        found.after_reaping == old_.after_reaping;
-    const bool is_new = found.before_reaping == fresh.before_reaping &&
-                        found.after_reaping == fresh.after_reaping;
+    const bool is_old =
+        found.before_reaping == old_.before_reaping && found.after_reaping == old_.after_reaping;
+    const bool is_new =
+        found.before_reaping == fresh.before_reaping && found.after_reaping == fresh.after_reaping;
     if (!is_old && !is_new) {
       return "neither the old nor the new state:\n" + text(found) + "--- old:\n" + text(old_) +
              "--- new:\n" + text(fresh);
@@ -457,7 +457,10 @@ StepReport check_act(const StepAct& act, std::uint64_t stride, int deaths) {
     if (watched.missed_a_page()) judge.fail("memory changed that was not watched");
     judge.last(scene.recover_copy(watched));
   }
-  for (int i = 0; i < deaths && !where.empty(); ++i) {
+  // Each is the way there once more.
+  constexpr std::uint64_t kMostInstructions = 600'000;
+  const auto some = static_cast<int>(kMostInstructions / (report.instructions + 1)) + 1;
+  for (int i = 0; i < std::min(deaths, some) && !where.empty(); ++i) {
     die_at(act, where[random() % where.size()], judge, report);
   }
   return report;

@@ -21,8 +21,9 @@ struct StepReport {
   std::vector<std::string> first;  // some of the failures
 };
 
-// stride: every how manieth point, from a random one on. deaths: at so many random points the victim
-// itself is killed, and recovered from in the table itself: what the copies stand for.
+// stride: every how manieth point, from a random one on. deaths: at so many random points (fewer of
+// a long act) the victim itself is killed, and recovered from in the table itself: what the copies
+// stand for.
 [[nodiscard]] StepReport check_act(const StepAct& act, std::uint64_t stride, int deaths);
 
 }  // namespace latchfs::test

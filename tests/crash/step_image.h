@@ -40,7 +40,8 @@ class Image {
   std::size_t bytes_;
 };
 
-// The table of one name: its registry file, and what that leads to, which an act may make or remove.
+// The table of one name: its registry file, and what that leads to, which an act may make or
+// remove.
 class WatchedTable {
  public:
   // pages: all that ever hold something during the act.

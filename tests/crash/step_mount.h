@@ -1,5 +1,5 @@
-// Mounts for the single-stepping crash test: the stores' own code, with no threads beside it, so that
-// nothing but the act that is looked at changes the table.
+// Mounts for the single-stepping crash test: the stores' own code, with no threads beside it, so
+// that nothing but the act that is looked at changes the table.
 #pragma once
 
 #include <map>

@@ -35,8 +35,9 @@ namespace {
   ::_exit(0);
 }
 
-// Whether an instruction may store elsewhere than on the stack. Knows the most frequent ones that do
-// not (Intel SDM vol. 2, appendix A): looking at all shared memory after each takes the most time.
+// Whether an instruction may store elsewhere than on the stack. Knows the most frequent ones that
+// do not (Intel SDM vol. 2, appendix A): looking at all shared memory after each takes the most
+// time.
 bool may_store(const std::array<std::uint8_t, 4>& code) {
   const std::size_t at = (code[0] & 0xf0) == 0x40 ? 1 : 0;  // REX
   const std::uint8_t op = code[at];
@@ -50,31 +51,61 @@ bool may_store(const std::array<std::uint8_t, 4>& code) {
     if (row == 0x4 || row == 0x8) return false;  // cmov, jcc
     if (row == 0x9) return !to_register;         // setcc
     switch (second) {
-      case 0x10: case 0x28: case 0x6f: case 0x57: case 0x1f: case 0xaf:
-      case 0xb6: case 0xb7: case 0xbe: case 0xbf:  // loads, nop, imul, movzx, movsx
+      case 0x10:
+      case 0x28:
+      case 0x6f:
+      case 0x57:
+      case 0x1f:
+      case 0xaf:
+      case 0xb6:
+      case 0xb7:
+      case 0xbe:
+      case 0xbf:  // loads, nop, imul, movzx, movsx
         return false;
       default:
         return true;
     }
   }
-  if (op < 0x40) {                     // add or adc sbb and sub xor cmp
-    if ((op & 7) >= 6) return true;    // prefixes and what is not there
-    if (op >= 0x38) return false;      // cmp
+  if (op < 0x40) {                   // add or adc sbb and sub xor cmp
+    if ((op & 7) >= 6) return true;  // prefixes and what is not there
+    if (op >= 0x38) return false;    // cmp
     return (op & 7) < 2 && !to_register;
   }
   if (op >= 0x50 && op <= 0x5f) return false;  // push, pop
   if (op >= 0x70 && op <= 0x7f) return false;  // jcc
   if (op >= 0xb8 && op <= 0xbf) return false;  // mov of a constant
   switch (op) {
-    case 0x63: case 0x84: case 0x85: case 0x8a: case 0x8b: case 0x8d: case 0x90:
-    case 0xa8: case 0xa9: case 0xc3: case 0xe8: case 0xe9: case 0xeb:
+    case 0x63:
+    case 0x84:
+    case 0x85:
+    case 0x8a:
+    case 0x8b:
+    case 0x8d:
+    case 0x90:
+    case 0xa8:
+    case 0xa9:
+    case 0xc3:
+    case 0xe8:
+    case 0xe9:
+    case 0xeb:
       return false;  // movsxd, test, loads, lea, nop, ret, call, jmp
-    case 0x80: case 0x81: case 0x83:
+    case 0x80:
+    case 0x81:
+    case 0x83:
       return !to_register && extension != 7;  // 7: cmp
-    case 0x88: case 0x89: case 0xc0: case 0xc1: case 0xc6: case 0xc7: case 0xd0: case 0xd1:
-    case 0xd2: case 0xd3:
+    case 0x88:
+    case 0x89:
+    case 0xc0:
+    case 0xc1:
+    case 0xc6:
+    case 0xc7:
+    case 0xd0:
+    case 0xd1:
+    case 0xd2:
+    case 0xd3:
       return !to_register;
-    case 0xf6: case 0xf7:
+    case 0xf6:
+    case 0xf7:
       return !to_register && extension > 1;  // test
     case 0xff:
       return !to_register && extension < 2;  // inc, dec; else call, jmp, push
@@ -99,8 +130,9 @@ Victim::Victim(const std::function<bool()>& prepare, const std::function<void()>
   std::fflush(nullptr);
   pid_ = ::fork();
   if (pid_ == 0) be_victim(prepare, act);
-  failed_ = pid_ < 0 || stopped_by(pid_) != SIGSTOP ||
-            ::ptrace(PTRACE_SETOPTIONS, pid_, nullptr, PTRACE_O_EXITKILL | PTRACE_O_TRACECLONE) != 0;
+  failed_ =
+      pid_ < 0 || stopped_by(pid_) != SIGSTOP ||
+      ::ptrace(PTRACE_SETOPTIONS, pid_, nullptr, PTRACE_O_EXITKILL | PTRACE_O_TRACECLONE) != 0;
   std::size_t size = 0;
   void* head = nullptr;
   if (failed_ || ::syscall(SYS_get_robust_list, pid_, &head, &size) != 0 ||
@@ -155,7 +187,8 @@ bool Victim::run_through() {
   if (failed_) return false;
   // (It stops with SIGTRAP for each thread that it starts.)
   int why = SIGTRAP;
-  while (why == SIGTRAP && ::ptrace(PTRACE_CONT, pid_, nullptr, nullptr) == 0) why = stopped_by(pid_);
+  while (why == SIGTRAP && ::ptrace(PTRACE_CONT, pid_, nullptr, nullptr) == 0)
+    why = stopped_by(pid_);
   failed_ = why != SIGSTOP;
   return !failed_;
 }
