@@ -43,7 +43,7 @@ struct OwnerRec {
   std::uint32_t pid, uid;
   std::int32_t backing_fd;
   Ref file;
-  Ref left, right;   // the file's owners by (space, mount, key)
+  Ref left, right;   // the file's owners by (mount, key, space)
   Ref older, newer;  // the file's owners that hold something, in order of their first grant
   Ref grants;        // root of the owner's tree
   std::uint32_t grant_count, waiter_count;

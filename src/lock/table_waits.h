@@ -335,23 +335,24 @@ bool LockTable<A>::reap(std::uint64_t mount, FileId& at, bool& at_start) {
     // Its waiters first, so that none of them is granted what its other locks leave.
     for (Ref w = file(f).wait_head; w != 0;) {
       const Ref next = waiter(w).next;
-      if (owner(waiter(w).owner).mount == mount) {
+      const Ref o = waiter(w).owner;
+      if (owner(o).mount == mount) {
         take_from_queue(w, false);
         a_.template free<WaiterRec>(w);
+        settle_owner(o);  // the file stays while there is a next one
         commit_step();
       }
       w = next;
     }
-    for (auto space : {OwnerSpace::kRange, OwnerSpace::kFlock, OwnerSpace::kOp}) {
-      OwnerId id{mount, 0, space};
-      for (bool or_equal = true;; or_equal = false) {
-        if (Files::find(a_, root_.files, at) != f) break;  // settled with its last owner
-        const Ref o = Owners::after(a_, file(f).owners, id, or_equal);
-        if (o == 0 || owner(o).mount != mount || owner(o).space != space) break;
-        id.key = owner(o).key;
-        drop_owner(at, id, true);
-        commit_step();
-      }
+    // Owners are in order of mount, key, space: those of one mount lie together, spaces mixed.
+    OwnerId id{mount, 0, OwnerSpace{}};
+    for (bool or_equal = true;; or_equal = false) {
+      if (Files::find(a_, root_.files, at) != f) break;  // settled with its last owner
+      const Ref o = Owners::after(a_, file(f).owners, id, or_equal);
+      if (o == 0 || owner(o).mount != mount) break;
+      id = OwnerId{mount, owner(o).key, owner(o).space};
+      drop_owner(at, id, true);
+      commit_step();
     }
   }
   return true;

@@ -255,6 +255,32 @@ TEST(ShmTable, NamesThatCouldEscapeAreRefused) {
   }
 }
 
+// flock and byte-range owners of one file, their keys mixed.
+TEST(ShmTable, WhoLeavesLeavesNoLockBehind) {
+  const std::string table = unique_table();
+  RecordingSink sink;
+  RecordingSink other_sink;
+  const auto store = make_store("shm", sink, table);
+  ASSERT_NE(store, nullptr);
+  {
+    const auto other = make_store("shm", other_sink, table);
+    ASSERT_NE(other, nullptr);
+    for (std::uint64_t key = 1; key <= 6; ++key) {
+      LockRequest r = request(*other, 1);
+      const bool flock = key % 2 == 0;
+      r.owner = {other->mount_id(), key, flock ? OwnerSpace::kFlock : OwnerSpace::kRange};
+      r.kind = flock ? LockKind::kFlock : LockKind::kPosix;
+      r.mode = LockMode::kShared;
+      ASSERT_FALSE(take(*other, r));
+    }
+  }
+  EXPECT_FALSE(take(*store, request(*store, 1)));
+  const auto stats = store->stats();
+  ASSERT_TRUE(stats.ok());
+  EXPECT_EQ(stats->grants, 1u);
+  EXPECT_EQ(stats->owners, 1u);
+}
+
 TEST(ShmTable, TwoMountsSeeGrantAndWakeEachOther) {
   const std::string table = unique_table();
   RecordingSink sink_a;

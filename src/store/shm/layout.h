@@ -56,8 +56,9 @@ struct Header {
   std::atomic<std::int64_t> changed_at;
   std::atomic<std::uint32_t> mount_count;   // slots in use
   std::atomic<std::uint64_t> ready_shards;  // bit i: shard i may have ready waiters
-  RobustMutex grow_mu;                      // for changes of frontier
-  std::atomic<std::uint64_t> frontier;  // bytes of the region in use; committed memory ends here
+  RobustMutex grow_mu;                      // for changes of frontier and Shard::cells
+  // Bytes of the region in use: kCellsAt and all shards' cells, whenever grow_mu is free.
+  std::atomic<std::uint64_t> frontier;
   std::array<MountSlot, kMaxMounts> mounts;
   std::array<UserSlot, kMaxUsers> users;
 };

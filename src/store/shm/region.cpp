@@ -137,25 +137,10 @@ void Region::remove(const std::string& name) noexcept {
   bip::shared_memory_object::remove(name.c_str());
 }
 
-Result<std::uint64_t> Region::take_chunk() {
-  Header& h = header();
-  const auto how = h.grow_mu.lock();
-  if (how == RobustMutex::Locked::kBroken) return errno_code(EIO);
-  // A dead holder left the frontier old or new, both right: at worst committed memory that the
-  // next one commits again.
-  if (how == RobustMutex::Locked::kOwnerDied) h.grow_mu.mark_consistent();
-  const std::uint64_t offset = h.frontier.load();
-  std::error_code ec;
-  if (offset + kChunkBytes > bytes()) {
-    ec = errno_code(ENOSPC);
-  } else if (const auto r = commit_memory(fd(), offset, kChunkBytes); !r) {
-    ec = r.error();
-  } else {
-    fault_point("shm.grow");
-    h.frontier.store(offset + kChunkBytes);
-  }
-  h.grow_mu.unlock();
-  if (ec) return ec;
+Result<std::uint64_t> Region::commit_chunk() {
+  const std::uint64_t offset = header().frontier.load();
+  if (offset + kChunkBytes > bytes()) return errno_code(ENOSPC);
+  if (const auto r = commit_memory(fd(), offset, kChunkBytes); !r) return r.error();
   return offset;
 }
 

@@ -36,9 +36,10 @@ class Region {
   [[nodiscard]] std::byte* base() const { return static_cast<std::byte*>(map_.get_address()); }
   [[nodiscard]] std::uint64_t bytes() const { return map_.get_size(); }
 
-  // The offset of a chunk whose memory is committed, so that touching it cannot be SIGBUS.
+  // Commits the memory of the chunk at the frontier, so that touching it cannot be SIGBUS; its
+  // offset. It is the caller's when he has moved the frontier; he holds grow_mu.
   // ENOSPC: the region or the file system holding it is full.
-  Result<std::uint64_t> take_chunk();
+  Result<std::uint64_t> commit_chunk();
 
   static std::string boot_id();
 

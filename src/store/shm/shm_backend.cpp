@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <climits>
 #include <map>
 
@@ -53,29 +54,57 @@ std::error_code ShmBackend::log_full(std::uint32_t i) {
 }
 
 bool ShmBackend::grow(std::uint32_t i, lock::Effects& fx) {
-  Shard& shard = region_->shard(i);
-  for (const bool small : {true, false}) {
-    const auto chunk = region_->take_chunk();
-    if (!chunk) {
-      if (complaint_.due()) {
-        log::error("table {} cannot grow beyond {} bytes ({}): ENOLCK", table_,
-                   region_->header().frontier.load(), chunk.error().message());
-      }
-      return false;
-    }
-    if (lock_shard(i, fx)) return false;
-    ShmArena arena{region_->base(), region_->bytes(), shard};
-    if (small && shard.small.count < 64) {
-      arena.add_chunk<lock::GrantRec>(*chunk);
-    } else {
-      arena.add_chunk<lock::OwnerRec>(*chunk);
-    }
-    arena.commit();
-    const bool enough = shard.small.count >= 64 && shard.large.count >= 64;
-    shard.mu.unlock();
-    if (enough) break;
+  Header& h = region_->header();
+  const auto how = h.grow_mu.lock();
+  if (how == RobustMutex::Locked::kBroken) return false;
+  if (how == RobustMutex::Locked::kOwnerDied) {
+    mend_frontier(fx);
+    h.grow_mu.mark_consistent();
   }
-  return true;
+  Result<bool> enough = false;
+  for (const bool small : {true, false}) {
+    enough = add_chunk(i, small, fx);
+    if (!enough.ok() || *enough) break;
+  }
+  h.grow_mu.unlock();
+  if (!enough.ok() && complaint_.due()) {
+    log::error("table {} cannot grow beyond {} bytes ({}): ENOLCK", table_, h.frontier.load(),
+               enough.error().message());
+  }
+  return enough.ok();
+}
+
+Result<bool> ShmBackend::add_chunk(std::uint32_t i, bool small, lock::Effects& fx) {
+  const auto chunk = region_->commit_chunk();
+  if (!chunk) return chunk.error();
+  if (const auto ec = lock_shard(i, fx)) return ec;
+  Shard& shard = region_->shard(i);
+  ShmArena arena{region_->base(), region_->bytes(), shard};
+  if (small && shard.small.count < 64) {
+    arena.add_chunk<lock::GrantRec>(*chunk);
+  } else {
+    arena.add_chunk<lock::OwnerRec>(*chunk);
+  }
+  arena.commit();
+  const bool enough = shard.small.count >= 64 && shard.large.count >= 64;
+  shard.mu.unlock();
+  // The shard's from the commit on; a death before this store is mended by the next one to grow.
+  fault_point("shm.grow");
+  region_->header().frontier.store(*chunk + kChunkBytes);
+  return enough;
+}
+
+// A dead holder of grow_mu may have given a shard a chunk and not moved the frontier: the next one
+// would give it to another shard too. Repairing the shards tells which chunks are theirs.
+void ShmBackend::mend_frontier(lock::Effects& fx) {
+  std::uint64_t end = kCellsAt;
+  for (std::uint32_t i = 0; i < kShardCount; ++i) {
+    const bool locked = !lock_shard(i, fx);
+    end += region_->shard(i).cells;  // of a damaged shard too: at worst one chunk is lost
+    if (locked) region_->shard(i).mu.unlock();
+  }
+  auto& frontier = region_->header().frontier;
+  frontier.store(std::max(frontier.load(), end));
 }
 
 UserSlot* ShmBackend::user_slot(std::uint32_t uid, bool create) {

@@ -1,7 +1,7 @@
 // TableService's backend over the shared region: takes shard mutexes, repairs after the dead, gets
 // memory, counts per user, rings other daemons.
 //
-// Lock order (docs/lock-order.md): shard mutexes in ascending order, then Header::grow_mu. Getting
+// Lock order (docs/lock-order.md): Header::grow_mu, then shard mutexes in ascending order. Getting
 // memory (a system call) happens with no shard held.
 #pragma once
 
@@ -172,6 +172,9 @@ class ShmBackend {
   std::error_code log_full(std::uint32_t i);
   // A chunk of each cell size that is short. False (logged): there is no more memory.
   bool grow(std::uint32_t i, lock::Effects& fx);
+  // With grow_mu. Whether the shard has enough of both sizes then.
+  Result<bool> add_chunk(std::uint32_t i, bool small, lock::Effects& fx);
+  void mend_frontier(lock::Effects& fx);
   UserSlot* user_slot(std::uint32_t uid, bool create);
 
   static const std::error_code kWantCells;

@@ -30,6 +30,14 @@ void copy_text(std::array<char, 256>& to, const std::string& from) {
   std::memcpy(to.data(), from.data(), std::min(from.size(), to.size() - 1));
 }
 
+// mount_count anew, but for the slot that is being left. Counting up and down instead would stay
+// wrong after a death between that and the change of the slot.
+void count_mounts(Header& h, const MountSlot* leaving = nullptr) {
+  std::uint32_t n = 0;
+  for (const MountSlot& slot : h.mounts) n += &slot != leaving && slot.id.load() != 0 ? 1 : 0;
+  h.mount_count.store(n, std::memory_order_release);
+}
+
 bool anybody_alive(const Registry& registry) {
   for (std::uint32_t i = 0; i < kMaxMounts; ++i) {
     if (registry.alive(i)) return true;
@@ -111,7 +119,7 @@ Result<std::unique_ptr<ShmStore>> ShmStore::attach(const Options& options, Grant
 Result<void> ShmStore::join(const Options& options) {
   if (!poke_) return last_errno();
   Header& h = backend_.region().header();
-  reap_the_dead();
+  reap_the_dead(true);
   for (std::uint32_t i = 0; i < kMaxMounts; ++i) {
     MountSlot& slot = h.mounts[i];
     if (slot.id.load() != 0 || registry_.alive(i)) continue;
@@ -123,8 +131,9 @@ Result<void> ShmStore::join(const Options& options) {
     copy_text(slot.mountpoint, options.mountpoint);
     const std::uint64_t id = h.next_mount_id.fetch_add(1);
     backend_.registered(i, id);
-    h.mount_count.fetch_add(1);
+    // Before it is counted: whoever dies in between is found, reaped, and not counted.
     slot.id.store(id, std::memory_order_release);
+    count_mounts(h);
     // The others watch this one from now on, and let their kernels believe nothing more.
     for (MountSlot& other : h.mounts) {
       if (&other == &slot || other.id.load() == 0) continue;
@@ -142,8 +151,9 @@ ShmStore::~ShmStore() {
   Header& h = backend_.region().header();
   reap_mount(mount_id());
   const auto locked = registry_.lock();
-  h.mounts[backend_.slot()].id.store(0, std::memory_order_release);
-  h.mount_count.fetch_sub(1);
+  MountSlot& mine = h.mounts[backend_.slot()];
+  count_mounts(h, &mine);
+  mine.id.store(0, std::memory_order_release);
   registry_.let_go(backend_.slot());
   if (locked && !anybody_alive(registry_)) {
     Region::remove(region_name_);
@@ -199,22 +209,20 @@ void ShmStore::doorbell_loop() {
   }
 }
 
-bool ShmStore::reap_the_dead() {
+bool ShmStore::reap_the_dead(bool registry_locked) {
   Header& h = backend_.region().header();
-  bool found = false;
+  std::vector<std::pair<MountSlot*, std::uint64_t>> dead;
   for (std::uint32_t i = 0; i < kMaxMounts; ++i) {
     MountSlot& slot = h.mounts[i];
-    std::uint64_t id = slot.id.load(std::memory_order_acquire);
+    const std::uint64_t id = slot.id.load(std::memory_order_acquire);
     if (id == 0 || id == mount_id() || registry_.alive(i)) continue;
     // Several survivors may do this at once: ids are never reused, so doing it twice is harmless.
     log::warn("the daemon of mount {} (pid {}) is gone: releasing its locks", id, slot.pid);
     reap_mount(id);
-    if (slot.id.compare_exchange_strong(id, 0)) h.mount_count.fetch_sub(1);
-    found = true;
+    dead.emplace_back(&slot, id);
   }
-  if (!found) return false;
+  if (dead.empty()) return false;
   backend_.recount_users();
-  check_after_reaping();
   // The dead one may have granted somebody's waiter and not rung.
   for (std::uint32_t i = 0; i < shm::kShardCount; ++i) {
     h.ready_shards.fetch_or(std::uint64_t{1} << i);
@@ -222,6 +230,15 @@ bool ShmStore::reap_the_dead() {
   for (MountSlot& slot : h.mounts) {
     if (slot.id.load() != 0) backend_.ring(slot);
   }
+  // Last: if this one dies too, the next one does all of it again. Locked, since who joins counts.
+  const bool unlock = !registry_locked && registry_.lock();
+  for (auto& [slot, id] : dead) {
+    if (slot->id.load() != id) continue;
+    count_mounts(h, slot);
+    slot->id.compare_exchange_strong(id, 0);
+  }
+  if (unlock) registry_.unlock();
+  check_after_reaping();
   return true;
 }
 
@@ -292,7 +309,7 @@ void ShmStore::watch_loop() {
     const std::vector<UniqueFd> peers = peers_alive();
     std::vector<pollfd> fds{{poke_.get(), POLLIN, 0}};
     for (const UniqueFd& fd : peers) fds.push_back({fd.get(), POLLIN, 0});
-    const bool was_dead = reap_the_dead();
+    const bool was_dead = reap_the_dead(false);
     if (was_dead) continue;
     keep_the_name();
     int timeout = kWatchIntervalMs;
@@ -303,7 +320,8 @@ void ShmStore::watch_loop() {
     // A dying process lets go of its files a moment after its pidfd says so.
     const bool died =
         std::any_of(fds.begin() + 1, fds.end(), [](const pollfd& p) { return p.revents != 0; });
-    for (int tries = 0; died && tries < 1000 && !stopping_.load() && !reap_the_dead(); ++tries) {
+    for (int tries = 0; died && tries < 1000 && !stopping_.load() && !reap_the_dead(false);
+         ++tries) {
       ::usleep(1000);
     }
   }

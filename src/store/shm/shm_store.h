@@ -61,7 +61,7 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   void doorbell_loop();
   void watch_loop();
   // Reaps every registered mount that is dead. True if there was one.
-  bool reap_the_dead();
+  bool reap_the_dead(bool registry_locked);
   void check_after_reaping();
   std::vector<UniqueFd> peers_alive();
   void keep_the_name();
