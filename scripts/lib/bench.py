@@ -33,7 +33,7 @@ LOCKS_LISTED = 100_000
 FIND_DIRS, FIND_FILES = 500, 100  # 50,000 files
 SOURCES = 40  # C files of the compile row
 LATCHFS = {"latchfs": "transport=dev", "uring": "transport=uring", "strict": "transport=dev,cache=strict"}
-NAMES = (*LATCHFS, "bindfs", "mergerfs", "passthrough_hp")
+NAMES = ("table", *LATCHFS, "bindfs", "mergerfs", "passthrough_hp")
 URING = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
 
 
@@ -88,9 +88,17 @@ class Rows:
     def __init__(self, build):
         self.lockbench = str(build / "tests/bench/lockbench")
         self.iobench = str(build / "tests/bench/iobench")
+        self.tablebench = str(build / "tests/bench/tablebench")
 
-    def lock(self, what, count):
-        return lambda target: float(run([self.lockbench, what, str(target.path), str(count)]))
+    def lock(self, what, *numbers, table=None, only=None):
+        """table: what tablebench is asked on the target of that name; only: targets it is for, else all others"""
+        def how(target):
+            if target.name == "table":
+                return float(run([self.tablebench, *map(str, table)])) if table else None
+            if not what or (only and target.name not in only):
+                return None
+            return float(run([self.lockbench, what, str(target.path), *map(str, numbers)]))
+        return how
 
     def io(self, what, *numbers):
         return lambda target: float(run([self.iobench, what, str(target.path), *map(str, numbers)]))
@@ -146,7 +154,7 @@ class Rows:
         """name, unit, more is better, how to measure"""
         return [
             ("lock + unlock pair", "ns", False, self.lock("pair", 20_000)),
-            ("pair beside 10,000 ranges", "ns", False, self.lock("crowd", 1_000)),
+            ("pair beside 10,000 ranges", "ns", False, self.lock("crowd", 1_000, 10_000)),
             ("contended handoff", "ns", False, self.lock("handoff", 3_000)),
             ("list of 100,000 grants", "ms", False, self.list_grants),
             ("sequential read 1 MiB, hot", "MiB/s", True, self.io("seqread", 256)),
@@ -167,6 +175,28 @@ class Rows:
             ("tar x of 2,000 files", "ms", False, self.tar),
             ("git status of 2,000 files, warm", "ms", False, self.git),
             ("compile 40 C files, make -j2", "ms", False, self.compile),
+        ]
+
+
+    def locks(self):
+        """The same, of --locks. A pair is two operations, and tablebench counts one."""
+        def beside(count, ranges, only=None):
+            unit = "range" if ranges == 1 else "ranges"
+            return (f"pair beside {ranges:,} {unit}", "ns", False,
+                    self.lock("crowd", count, ranges, table=("pair", 50_000, ranges), only=only))
+        return [
+            beside(10_000, 1),
+            beside(10_000, 10),
+            beside(3_000, 1_000),
+            beside(1_000, 10_000),
+            # (Where the kernel keeps them, taking the hundred thousand alone lasts a quarter of an hour.)
+            beside(3_000, 100_000, only=("latchfs", "uring")),
+            beside(3_000, 1_000_000, only=("latchfs", "uring")),
+            ("pair, 1,000,000 files have a lock", "ns", False, self.lock("", table=("files", 50_000, 1_000_000))),
+            ("pair beside 100,000 readers of that range", "ns", False,
+             self.lock("", table=("readers", 50_000, 100_000))),
+            ("2,000 processes hand one lock round", "ns", False, self.lock("round", 20_000, 2_000)),
+            ("memory of one of 1,000,000 ranges", "bytes", False, self.lock("", table=("memory", 1_000_000))),
         ]
 
 
@@ -260,6 +290,8 @@ def measure(rows, targets, rounds):
 def summary(values, native, more_is_better):
     pairs = zip(values, native)
     ratios = [v / n if more_is_better else n / v for v, n in pairs]
+    if not ratios:
+        return {"values": values, "median": statistics.median(values)}
     return {
         "values": values,
         "median": statistics.median(values),
@@ -273,9 +305,11 @@ def results(rows, values):
     out = []
     for name, unit, more, _ in rows:
         native = values[name]["native"]
+        # (tablebench counts single operations, so it has no ratio.)
         out.append({
             "row": name, "unit": unit, "more_is_better": more,
-            "targets": {t: summary(v, native, more) for t, v in values[name].items() if v},
+            "targets": {t: summary(v, [] if t == "table" else native, more)
+                        for t, v in values[name].items() if v},
         })
     return out
 
@@ -284,17 +318,26 @@ def shown(report):
     return [n for n in NAMES if any(n in row["targets"] for row in report["rows"])]
 
 
+def share(ratio):
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}"
+
+
 def markdown(report):
     machine = report["machine"]
     names = shown(report)
+    meaning = (
+        "Medians, and in brackets how many times as fast as native. \"latchfs\" is by /dev/fuse, \"uring\" latchfs "
+        "by io_uring, \"table\" one operation (half a pair) on latchfs's table without FUSE. For the peers the "
+        "kernel keeps the locks." if report.get("locks") else
+        "Speed as a share of native in the same round, median (least to most): 1.00 is native, "
+        ".10 ten times slower. \"latchfs\" is by /dev/fuse, \"uring\" latchfs by io_uring, \"strict\" latchfs "
+        "by /dev/fuse with cache=strict. For the peers the kernel keeps the locks.")
     lines = [
         f"# Benchmark of {report['date'][:10]}, commit {report['commit'][:12]}", "",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, kernel "
         f"{machine['kernel']}, {machine['backing']}; medians of {report['rounds']} interleaved "
         "rounds.", "",
-        "Speed as a share of native in the same round, median (least to most): 1.00 is native, "
-        ".10 ten times slower. \"latchfs\" is by /dev/fuse, \"uring\" latchfs by io_uring, \"strict\" latchfs "
-        "by /dev/fuse with cache=strict. For the peers the kernel keeps the locks.", "",
+        meaning, "",
         "| work | native | " + " | ".join(names) + " |",
         "| --- | ---: |" + " ---: |" * len(names),
     ]
@@ -302,10 +345,15 @@ def markdown(report):
         cells = []
         for name in names:
             got = row["targets"].get(name)
-            cells.append("-" if got is None else
-                         f"**{got['ratio']:.2f}** ({got['ratio_least']:.2f} to {got['ratio_most']:.2f})")
-        native = row["targets"]["native"]["median"]
-        lines.append(f"| {row['row']} | {native:,.0f} {row['unit']} | " + " | ".join(cells) + " |")
+            if got is None:
+                cells.append("-")
+            elif report.get("locks"):
+                times = f" ({share(got['ratio'])} times)" if "ratio" in got else ""
+                cells.append(f"{got['median']:,.0f}{times}")
+            else:
+                cells.append(f"**{got['ratio']:.2f}** ({got['ratio_least']:.2f} to {got['ratio_most']:.2f})")
+        native = f"{row['targets']['native']['median']:,.0f}" if "native" in row["targets"] else "-"
+        lines.append(f"| {row['row']} | {native} {row['unit']} | " + " | ".join(cells) + " |")
     lines.append("")
     lines.append("Versions: " + "; ".join(v for v in report["versions"].values() if v) + ".")
     return "\n".join(lines) + "\n"
@@ -326,13 +374,18 @@ def parse_args():
     parser.add_argument("--build", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="rows whose name contains one of these, comma-separated")
-    parser.add_argument("--targets", default="native,latchfs,uring,strict,bindfs,mergerfs")
+    parser.add_argument("--targets", help="default: native,latchfs,uring,strict,bindfs,mergerfs; with --locks: "
+                        "native,table,latchfs,uring,mergerfs")
+    parser.add_argument("--locks", action="store_true", help="the rows of the lock table, up to a million locks")
     parser.add_argument("--passthrough-hp", metavar="PATH", help="libfuse's example, as one more target")
     parser.add_argument("--dir", default=tempfile.gettempdir(), help="where the backing directories go")
     parser.add_argument("--save", action="store_true", help="write docs/bench/DATE-COMMIT.{json,md,svg}")
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if not args.targets:
+        args.targets = "native,table,latchfs,uring,mergerfs" if args.locks else \
+            "native,latchfs,uring,strict,bindfs,mergerfs"
     return args
 
 
@@ -340,10 +393,12 @@ def main():
     args = parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     words = [w for w in args.only.split(",") if w]
-    rows = [r for r in Rows(args.build).all() if not words or any(w in r[0] for w in words)]
+    rows = Rows(args.build).locks() if args.locks else Rows(args.build).all()
+    rows = [r for r in rows if not words or any(w in r[0] for w in words)]
     base = pathlib.Path(tempfile.mkdtemp(prefix="latchfs-bench.", dir=args.dir))
     mounts = {
         "native": None,
+        "table": None,
         # A table each: mounts that share one let the kernel believe nothing.
         **{name: [str(args.build / "src/daemon/latchfs"), "-o", f"table=bench-{os.getpid()}-{name},{options}"]
            for name, options in LATCHFS.items()},
@@ -361,20 +416,22 @@ def main():
             wanted = [name for name in wanted if name != "uring"]
         for name in wanted:
             target = Target(name, base, mounts[name])
-            make_tree(target)
+            if not args.locks:
+                make_tree(target)
             stack.enter_context(target.mounted())
             targets.append(target)
-        report = {**about(args.build, base), "rounds": args.rounds}
+        report = {**about(args.build, base), "rounds": args.rounds, "locks": args.locks}
         report["rows"] = results(rows, measure(rows, targets, args.rounds))
     print(markdown(report))
     if args.save:
         place = TOP / "docs/bench"
         place.mkdir(parents=True, exist_ok=True)
-        stem = place / f"{report['date'][:10]}-{report['commit'][:12]}"
+        stem = place / f"{report['date'][:10]}-{report['commit'][:12]}{'-locks' if args.locks else ''}"
         stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
         stem.with_suffix(".md").write_text(markdown(report))
-        stem.with_suffix(".svg").write_text(svg(report, shown(report)))
-        print(f"saved as {stem.relative_to(TOP)}.json, .md and .svg")
+        if not args.locks:
+            stem.with_suffix(".svg").write_text(svg(report, shown(report)))
+        print(f"saved as {stem.relative_to(TOP)}.*")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 // Times locking in one directory, native or mounted.
 //
 // usage: lockbench pair DIR COUNT      ns for one exclusive lock and its unlock, nobody else there
-//        lockbench crowd DIR COUNT     the same beside 10,000 ranges locked on the file
+//        lockbench crowd DIR COUNT N   the same beside N ranges locked on the file
 //        lockbench handoff DIR COUNT   ns for one lock passed to a waiting process
+//        lockbench round DIR COUNT N   ns for one lock taken in turn by N processes, all waiting
 //        lockbench hold DIR COUNT      takes COUNT locks on COUNT/100 files, prints "held", keeps
 //                                      them until standard input ends
 #include <fcntl.h>
@@ -10,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <string_view>
 #include <vector>
 
@@ -51,17 +53,29 @@ void pair(const std::string& dir, std::uint64_t count) {
   }));
 }
 
-void crowd(const std::string& dir, std::uint64_t count) {
-  constexpr off_t kRanges = 10'000;
+void crowd(const std::string& dir, std::uint64_t count, std::uint64_t ranges) {
   const UniqueFd fd = open_file(dir + "/lockbench-crowd");
-  for (off_t i = 0; i < kRanges; ++i) set_lock(fd.get(), F_SETLK, F_WRLCK, 20 * i, 10);
+  // From the end: so the kernel has none of its owner's to walk past.
+  for (auto i = static_cast<off_t>(ranges); i-- > 0;) {
+    set_lock(fd.get(), F_SETLK, F_WRLCK, 20 * i, 10);
+  }
   report(ns_each(count, [&] {
     for (std::uint64_t i = 0; i < count; ++i) {
-      const off_t gap = 20 * static_cast<off_t>(i * 7919 % kRanges) + 12;
+      const off_t gap = 20 * static_cast<off_t>(i * 7919 % ranges) + 12;
       set_lock(fd.get(), F_SETLK, F_WRLCK, gap, 4);
       set_lock(fd.get(), F_SETLK, F_UNLCK, gap, 4);
     }
   }));
+}
+
+// As many descriptors as may be had.
+void want_descriptors() {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  const rlimit more{1'000'000, 1'000'000};
+  if (::setrlimit(RLIMIT_NOFILE, &more) == 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 // One process of two in a ring of three bytes. At the start the first holds byte 0, the other byte
@@ -104,12 +118,46 @@ void handoff(const std::string& dir, std::uint64_t count) {
   report(ns);
 }
 
+// All wait for the parent's lock first, so that there are as many waiters as can be all the time.
+void round(const std::string& dir, std::uint64_t count, std::uint64_t processes) {
+  const std::string path = dir + "/lockbench-round";
+  const std::uint64_t each = std::max<std::uint64_t>(1, count / processes);
+  const UniqueFd fd = open_file(path);
+  set_lock(fd.get(), F_SETLK, F_WRLCK, 0, 1);
+  int ready[2];
+  must(::pipe(ready) == 0, "pipe");
+  std::vector<pid_t> children;
+  for (std::uint64_t i = 0; i < processes; ++i) {
+    const pid_t child = ::fork();
+    must(child >= 0, "fork");
+    if (child != 0) {
+      children.push_back(child);
+      continue;
+    }
+    const UniqueFd own = open_file(path);
+    const char byte = 0;
+    must(::write(ready[1], &byte, 1) == 1, "pipe");
+    for (std::uint64_t k = 0; k < each; ++k) {
+      set_lock(own.get(), F_SETLKW, F_WRLCK, 0, 1);
+      set_lock(own.get(), F_SETLK, F_UNLCK, 0, 1);
+    }
+    std::_Exit(0);
+  }
+  char byte = 0;
+  for (std::uint64_t i = 0; i < processes; ++i) must(::read(ready[0], &byte, 1) == 1, "pipe");
+  ::usleep(200'000);  // the last of them is about to ask
+  report(ns_each(each * processes, [&] {
+    set_lock(fd.get(), F_SETLK, F_UNLCK, 0, 1);
+    for (const pid_t child : children) {
+      int status = 0;
+      must(::waitpid(child, &status, 0) == child && status == 0, "child");
+    }
+  }));
+}
+
 void hold(const std::string& dir, std::uint64_t count) {
   constexpr std::uint64_t kPerFile = 100;
-  rlimit limit{};
-  ::getrlimit(RLIMIT_NOFILE, &limit);
-  limit.rlim_cur = limit.rlim_max;
-  ::setrlimit(RLIMIT_NOFILE, &limit);
+  want_descriptors();
   std::vector<UniqueFd> files;
   for (std::uint64_t i = 0; i < count; ++i) {
     if (i % kPerFile == 0) {
@@ -127,17 +175,22 @@ void hold(const std::string& dir, std::uint64_t count) {
 }
 
 int run(int argc, char** argv) {
-  const std::string_view what = argc == 4 ? argv[1] : "";
-  if (what == "pair") {
-    pair(argv[2], number(argv[3]));
-  } else if (what == "crowd") {
-    crowd(argv[2], number(argv[3]));
-  } else if (what == "handoff") {
-    handoff(argv[2], number(argv[3]));
-  } else if (what == "hold") {
-    hold(argv[2], number(argv[3]));
+  const std::string_view what = argc > 3 ? argv[1] : "";
+  const std::uint64_t count = argc > 3 ? number(argv[3]) : 0;
+  const std::uint64_t many = argc > 4 ? number(argv[4]) : 0;
+  if (what == "pair" && argc == 4) {
+    pair(argv[2], count);
+  } else if (what == "crowd" && many != 0) {
+    crowd(argv[2], count, many);
+  } else if (what == "handoff" && argc == 4) {
+    handoff(argv[2], count);
+  } else if (what == "round" && many != 0) {
+    round(argv[2], count, many);
+  } else if (what == "hold" && argc == 4) {
+    hold(argv[2], count);
   } else {
-    std::fputs("usage: lockbench pair|crowd|handoff|hold DIR COUNT\n", stderr);
+    std::fputs("usage: lockbench pair|handoff|hold DIR COUNT, lockbench crowd|round DIR COUNT N\n",
+               stderr);
     return 2;
   }
   return 0;
