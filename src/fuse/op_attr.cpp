@@ -74,11 +74,13 @@ posix::AttrChange decode(const struct stat& attr, int to_set) {
   return change;
 }
 
-// Before the kernel takes somebody's bytes into its page cache it asks that the set-ID bits go
-// (mm/filemap.c, fs/inode.c file_remove_privs()), and that looks like chown(path, -1, -1) too,
-// which not everybody may. They go with the write that follows.
-bool before_write(const posix::AttrChange& change, std::error_code refused) {
-  return change.owner && !change.uid && !change.gid && refused == errno_code(EPERM);
+// Before some writes (cached ones, fallocate, copy_file_range) the kernel asks that the set-ID bits
+// go (fs/inode.c file_modified()), and that looks like chown(path, -1, -1) too, which not everybody
+// who may write may. They go with the write that follows.
+bool before_write(const Target& target, const posix::AttrChange& change, std::error_code refused,
+                  const Caller& caller) {
+  return change.owner && !change.uid && !change.gid && refused == errno_code(EPERM) &&
+         posix::check_access(target.fd(), W_OK, caller);
 }
 
 Result<void> apply(FileSystem& fs, Reply& reply, const Target& target,
@@ -92,7 +94,7 @@ Result<void> apply(FileSystem& fs, Reply& reply, const Target& target,
     file.path_fd = target.pin->fd.get();
   }
   const auto changed = posix::change_attributes(file, change, caller);
-  if (!changed && !(fs.page_cached() && before_write(change, changed.error()))) return changed;
+  if (!changed && !before_write(target, change, changed.error(), caller)) return changed;
   return reply_attr(fs, reply, target.fd());
 }
 

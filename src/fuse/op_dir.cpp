@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "base/clock.h"
 #include "fuse/control_ops.h"
@@ -89,13 +90,13 @@ class Listing {
           static_cast<std::int64_t>(std::min(believed.entry, believed.attr) * 1e9);
       // What the kernel believes for long enough that who reads the names can look at them yet, or
       // would believe for no time, need not be told.
-      dir_.names_only = shortest == 0 || fs_.listings.within(dir_.node, now, shortest / 8 * 7);
-      dir_.told_all = !dir_.names_only;
+      dir_.needless = shortest == 0 || fs_.listings.within(dir_.node, now, shortest / 8 * 7);
+      dir_.names_only = dir_.needless;
+      dir_.told_all = !dir_.needless;
       dir_.began = now;
-    } else if (dir_.told_all && !fs_.habit.wants_attributes(now)) {
-      dir_.names_only = true;
-      dir_.told_all = false;
-      fs_.habit.told_names(dir_.node);
+    } else if (!dir_.needless) {
+      dir_.names_only = !fs_.habit.wants_attributes(now);
+      if (dir_.names_only && std::exchange(dir_.told_all, false)) fs_.habit.told_names(dir_.node);
     }
   }
 

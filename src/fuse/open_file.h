@@ -51,6 +51,7 @@ struct OpenDir {
   Mutex mu;  // held across getdents64 and lookups: requests on one directory take turns
   posix::DirStream stream GUARDED_BY(mu);
   // Of what is being read, from its start on: RecentListings, ListingHabit.
+  bool needless GUARDED_BY(mu){};  // to tell attributes
   bool names_only GUARDED_BY(mu){};
   bool told_all GUARDED_BY(mu){};       // with attributes
   std::int64_t began GUARDED_BY(mu){};  // CLOCK_MONOTONIC ns

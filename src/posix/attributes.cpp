@@ -26,10 +26,16 @@ Result<void> change_owner(const FileRef& file, const AttrChange& change, const C
                            [&]() -> long { return ::fchownat(fd, "", uid, gid, AT_EMPTY_PATH); }));
 }
 
+constexpr mode_t kSetId = S_ISUID | S_ISGID;
+
+bool has_set_id(int fd) {
+  const auto st = stat_of(fd);
+  return st && (st->st_mode & kSetId) != 0;
+}
+
 // A kernel that clears set-ID bits itself (libfuse before 3.17 cannot tell it that we do) sends the
 // new mode on behalf of whoever writes, cuts or gives away the file, who need not be the owner.
 bool only_clears_set_id(int fd, mode_t mode) {
-  constexpr mode_t kSetId = S_ISUID | S_ISGID;
   const auto st = stat_of(fd);
   if (!st) return false;
   const mode_t now = st->st_mode & 07777;
@@ -174,14 +180,17 @@ Result<void> set_xattr(int path_fd, const char* name, const char* value, std::si
 
 Result<void> remove_xattr(int path_fd, const char* name, const Caller& caller) {
   const auto remove = [&]() -> long { return ::removexattr(FdName{path_fd}.absolute(), name); };
+  const auto as_himself = as_caller(caller, Groups::kOnDemand, remove);
   // Whoever writes to a file or cuts it takes its capabilities away, and the kernel asks for that
   // in his name, who need not have the right to ask himself. Where a process does ask, the kernel
   // has looked at his rights (security/commoncap.c cap_inode_killpriv(), cap_inode_removexattr()).
-  if (std::string_view{name} == "security.capability") {
-    become_daemon();
-    return done(static_cast<int>(remove()));
-  }
-  return outcome(as_caller(caller, Groups::kOnDemand, remove));
+  // chown(path, -1, -1) asks too; natively that is the owner's alone where there are set-ID bits.
+  const bool may_be_for_him = !as_himself && as_himself.error() == errno_code(EPERM) &&
+                              std::string_view{name} == "security.capability" &&
+                              (!has_set_id(path_fd) || check_access(path_fd, W_OK, caller));
+  if (!may_be_for_him) return outcome(as_himself);
+  become_daemon();
+  return done(remove());
 }
 
 }  // namespace latchfs::posix

@@ -133,12 +133,17 @@ void RingGroup::drained(std::uint64_t registrations) noexcept {
   }
 }
 
-bool RingGroup::rest(RingWorker& worker) noexcept {
+bool RingGroup::rest(RingWorker& worker, bool coming_will_do) noexcept {
   const MutexLock hold{mu_};
   // Under the lock that grow() takes: who gets busy after this finds the worker resting.
-  if (ready_.load() <= 0 && pending_.load() <= 0) return false;
+  if (ready_.load() <= 0 && !(coming_will_do && pending_.load() > 0)) return false;
   resting_.push_back(&worker);
   return true;
+}
+
+void RingGroup::rests_no_more(RingWorker& worker) noexcept {
+  const MutexLock hold{mu_};
+  std::erase(resting_, &worker);
 }
 
 // Requests that found no entry free are queued, and only a commit takes one from the queue: not a
@@ -167,11 +172,13 @@ void RingGroup::kick(std::uint64_t node) noexcept {
   message.header.error = FUSE_NOTIFY_RETRIEVE;
   message.body.notify_unique = shared_.next_kick.fetch_add(2, std::memory_order_relaxed);
   message.body.nodeid = node;
-  // ENOENT: the kernel forgot the file, which then is nobody's who waits.
-  if (::write(shared_.device, &message, sizeof message) < 0 && !session_is_over(errno) &&
-      errno != ENOENT) {
-    log::error("a ring's queue cannot be woken: {}", last_errno().message());
+  if (::write(shared_.device, &message, sizeof message) >= 0 || session_is_over(errno)) return;
+  if (errno == ENOENT) {
+    // The kernel forgot the file, which then is nobody's who waits.
+    file_.compare_exchange_strong(node, 0, std::memory_order_relaxed);
+    return;
   }
+  log::error("a ring's queue cannot be woken: {}", last_errno().message());
 }
 
 std::size_t RingGroup::ask(const std::function<void()>& done) noexcept {

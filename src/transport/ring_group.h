@@ -41,8 +41,10 @@ class RingGroup {
   void keep(RingEntry& entry) noexcept EXCLUDES(mu_);
   // One of them, null if there are none.
   [[nodiscard]] RingEntry* take_kept() noexcept EXCLUDES(mu_);
-  // Workers count what the kernel has of theirs beyond one each.
-  void count_surplus(int change) noexcept { surplus_.fetch_add(change); }
+  // What the kernel has of a worker's beyond one, while it waits.
+  void count_surplus(int change) noexcept {
+    if (change != 0) surplus_.fetch_add(change);
+  }
   [[nodiscard]] bool has_surplus() const noexcept { return surplus_.load() > 0; }
 
   // What a worker says of itself: it waits for requests; it has one.
@@ -67,9 +69,10 @@ class RingGroup {
   [[nodiscard]] std::uint64_t file() const noexcept {
     return file_.load(std::memory_order_relaxed);
   }
-  // A worker without an entry wants to rest. False: it should not, nobody else is ready or about to
-  // be.
-  [[nodiscard]] bool rest(RingWorker& worker) noexcept EXCLUDES(mu_);
+  // A worker without an entry wants to rest. False: it should not, nobody else is ready; nor about
+  // to be, if that will do.
+  [[nodiscard]] bool rest(RingWorker& worker, bool coming_will_do) noexcept EXCLUDES(mu_);
+  void rests_no_more(RingWorker& worker) noexcept EXCLUDES(mu_);
 
   // Has each worker call done() when it is not handling a request; returns how many will.
   [[nodiscard]] std::size_t ask(const std::function<void()>& done) noexcept EXCLUDES(mu_);

@@ -19,6 +19,12 @@ constexpr std::size_t kSmall = 8192;
 
 thread_local RingEntry* t_handled = nullptr;
 
+fuse_in_header header_of(const RingEntry& entry) noexcept {
+  fuse_in_header header;
+  std::memcpy(&header, entry.headers.in_out.data(), sizeof header);
+  return header;
+}
+
 bool is_of_regular_file(std::uint32_t opcode) {
   return opcode == FUSE_READ || opcode == FUSE_WRITE || opcode == FUSE_FLUSH ||
          opcode == FUSE_SETLK || opcode == FUSE_SETLKW;
@@ -32,6 +38,10 @@ RingHandler::RingHandler(RingShared& shared, RingGroup& group)
 std::span<char> RingHandler::answer_space() noexcept {
   if (t_handled == nullptr) return {};
   return {t_handled->payload, t_handled->capacity};
+}
+
+bool RingHandler::is_kick(const RingEntry& entry) noexcept {
+  return header_of(entry).opcode == FUSE_NOTIFY_REPLY;
 }
 
 std::span<char> RingHandler::assemble(RingEntry& entry, const fuse_in_header& header) noexcept {
@@ -51,8 +61,7 @@ std::span<char> RingHandler::assemble(RingEntry& entry, const fuse_in_header& he
 }
 
 RingHandler::Outcome RingHandler::handle(RingEntry& entry) {
-  fuse_in_header header;
-  std::memcpy(&header, entry.headers.in_out.data(), sizeof header);
+  fuse_in_header header = header_of(entry);
   const Outcome answered{Outcome::What::kAnswered, header.nodeid};
   header.unique = RingEntries::begin(entry, header.unique, entry.headers.entry.commit_id);
   if (header.opcode == FUSE_NOTIFY_REPLY) {

@@ -51,6 +51,9 @@ class RingHandler {
 
   [[nodiscard]] Outcome handle(RingEntry& entry);
 
+  // Whether an entry carries a request that RingGroup::kick() asked for.
+  [[nodiscard]] static bool is_kick(const RingEntry& entry) noexcept;
+
   // Where the request that the calling thread is handling wants its answer's bytes, if it came by
   // a ring; they may overlap the request's own data.
   [[nodiscard]] static std::span<char> answer_space() noexcept;

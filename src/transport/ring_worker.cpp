@@ -68,17 +68,24 @@ void RingWorker::serve(Ring& ring) {
       (void)ring.submit();
       if (!ring.has_next()) group_.drained(known);
     }
-    if (std::exchange(answered_, false) && group_.has_surplus() && !group_.may_be_queued()) {
+    const int surplus = in_kernel_ > 1 ? static_cast<int>(in_kernel_) - 1 : 0;
+    const bool answered = std::exchange(answered_, false);
+    if (answered && (surplus > 0 || group_.has_surplus()) && !group_.may_be_queued()) {
       // What is committed last is used first (fs/fuse/dev_uring.c fuse_uring_ent_avail()).
       (void)ring.submit();
       group_.kick(group_.file());
     }
+    group_.count_surplus(surplus);
     waits_.store(true, std::memory_order_relaxed);
     const auto waited = ring.wait();
     waits_.store(false, std::memory_order_relaxed);
+    group_.count_surplus(-surplus);
     Ring::Completion completion;
     bool some = ring.next(completion);
-    if (ready) group_.busy(some && (completion.entry != nullptr || ring.has_next()));
+    // (A kick keeps nobody busy.)
+    const bool is_request = some && completion.entry != nullptr && completion.result == 0 &&
+                            !RingHandler::is_kick(*completion.entry);
+    if (ready) group_.busy(is_request || (some && ring.has_next()));
     if (!waited) {
       // Whoever waits for an answer from here would wait forever: better that all is ended.
       log::error("a ring is broken: {}; the daemon ends", waited.error().message());
@@ -106,13 +113,18 @@ void RingWorker::read_mail(Ring& ring) {
     reading_.swap(letters_);
   }
   for (Letter& letter : reading_) {
+    // (Who rests may get an entry without having been asked to stop resting.)
+    const bool gets_one =
+        letter.what == Letter::What::kEntry || letter.what == Letter::What::kCommit;
+    if (gets_one && std::exchange(rests_, false)) group_.rests_no_more(*this);
     switch (letter.what) {
-      case Letter::What::kEntry:
-        one_more(ring);
+      case Letter::What::kEntry: {
+        const bool is_new = one_more(ring);
         group_.arrived();
         // What was queued before it was there waits for whoever is busy now.
-        group_.kick(group_.file());
+        if (is_new) group_.kick(group_.file());
         break;
+      }
       case Letter::What::kEnlist:
         enlisted_ = std::move(letter.done);
         register_entry(ring, *letter.entry);
@@ -138,36 +150,39 @@ void RingWorker::commit(Ring& ring, RingEntry& entry) {
   // What waits beside others is seldom used: it need not keep the memory of its largest request.
   if (in_kernel_ > 0) entry.give_memory_back();
   ring.add_commit(entry);
-  now_in_kernel();
+  ++in_kernel_;
   committed_ = true;
-}
-
-void RingWorker::now_in_kernel() noexcept {
-  if (in_kernel_++ > 0) group_.count_surplus(1);
 }
 
 void RingWorker::enlisted(const Result<void>& result) {
   if (auto done = std::exchange(enlisted_, {})) done(result);
 }
 
-void RingWorker::one_more(Ring& ring) {
-  if (RingEntry* const kept = group_.take_kept()) return commit(ring, *kept);
+bool RingWorker::one_more(Ring& ring) {
+  if (RingEntry* const kept = group_.take_kept()) {
+    commit(ring, *kept);
+    return false;
+  }
   const auto entry = shared_.entries.add(group_.queue());
-  if (entry) return register_entry(ring, **entry);
+  if (entry) {
+    register_entry(ring, **entry);
+    return true;
+  }
   // The requests of this CPU wait until a parked one is answered.
   log::error("no further ring entry: {}", entry.error().message());
+  return false;
 }
 
 void RingWorker::register_entry(Ring& ring, RingEntry& entry) {
   ring.add_register(entry);
-  now_in_kernel();
+  ++in_kernel_;
   (void)ring.submit();
   group_.registered();
 }
 
 void RingWorker::completed(Ring& ring, const Ring::Completion& completion) {
   RingEntry& entry = *completion.entry;
-  if (--in_kernel_ > 0) group_.count_surplus(-1);
+  --in_kernel_;
   enlisted(completion.result == 0 ? Result<void>{} : errno_code(-completion.result));
   if (completion.result == 0) {
     // Left unanswered when all is about to end: the kernel then ends it.
@@ -181,6 +196,10 @@ void RingWorker::completed(Ring& ring, const Ring::Completion& completion) {
 }
 
 void RingWorker::handle(Ring& ring, RingEntry& entry) {
+  // What else it has in the kernel must get no request while it is busy, perhaps for long.
+  if (in_kernel_ > 0 && !RingHandler::is_kick(entry)) {
+    for (unsigned i = 0; i < in_kernel_; ++i) group_.kick(group_.file());
+  }
   const RingHandler::Outcome outcome = handler_.handle(entry);
   switch (outcome.what) {
     case RingHandler::Outcome::What::kAnswered:
@@ -189,10 +208,15 @@ void RingWorker::handle(Ring& ring, RingEntry& entry) {
     case RingHandler::Outcome::What::kKicked:
       return kicked(ring, entry, outcome.node);
     case RingHandler::Outcome::What::kParked:
-      if (in_kernel_ == 0 && !group_.rest(*this)) one_more(ring);
+      if (in_kernel_ == 0 && !rest(true)) (void)one_more(ring);
       if (group_.may_be_queued()) group_.kick(outcome.node);
       return;
   }
+}
+
+bool RingWorker::rest(bool coming_will_do) {
+  rests_ = group_.rest(*this, coming_will_do);
+  return rests_;
 }
 
 // An entry whose request is never answered is one that the kernel does not use. That is how those
@@ -200,11 +224,16 @@ void RingWorker::handle(Ring& ring, RingEntry& entry) {
 void RingWorker::kicked(Ring& ring, RingEntry& entry, std::uint64_t node) {
   // Only what is committed takes requests from the queue.
   if (group_.may_be_queued()) return commit(ring, entry);
-  const bool is_last = in_kernel_ == 0;
-  if (is_last && (!group_.has_surplus() || !group_.rest(*this))) return commit(ring, entry);
-  // (Perhaps meant for a colleague, who has too many. Then this one has none now, and rests.)
-  group_.keep(entry);
-  if (group_.has_surplus()) group_.kick(node);
+  if (in_kernel_ > 0) {
+    group_.keep(entry);
+    if (in_kernel_ > 1 || group_.has_surplus()) group_.kick(node);
+  } else if (group_.has_surplus() && rest(false)) {
+    // It was meant for a colleague, who has too many. Now this one has none, and rests.
+    group_.keep(entry);
+    group_.kick(node);
+  } else {
+    commit(ring, entry);
+  }
 }
 
 }  // namespace latchfs::transport

@@ -62,12 +62,13 @@ class RingWorker {
   void read_mail(Ring& ring) EXCLUDES(mu_);
   void completed(Ring& ring, const Ring::Completion& completion);
   void handle(Ring& ring, RingEntry& entry);
-  void one_more(Ring& ring);
+  // Whether it is a new one, for which the kernel takes nothing from its queue.
+  bool one_more(Ring& ring);
+  [[nodiscard]] bool rest(bool coming_will_do);
   void register_entry(Ring& ring, RingEntry& entry);
   void enlisted(const Result<void>& result);
   void kicked(Ring& ring, RingEntry& entry, std::uint64_t node);
   void commit(Ring& ring, RingEntry& entry);
-  void now_in_kernel() noexcept;
 
   RingShared& shared_;
   RingGroup& group_;
@@ -83,6 +84,7 @@ class RingWorker {
   unsigned in_kernel_{0};  // entries that wait for a request
   bool committed_{false};  // since it last submitted
   bool answered_{false};   // and that was an answer
+  bool rests_{false};      // and nothing came for it since
   bool stopping_{false};
   std::vector<Letter> reading_;
   std::function<void(Result<void>)> enlisted_;  // waits to hear of the entry being registered

@@ -105,6 +105,12 @@ bool splices(const Op& op) { return op.call == Call::kSplice || op.call == Call:
 
 bool copies(const Op& op) { return op.call == Call::kCopyRange; }
 
+bool changes_no_owner(const Op& op, const Outcome& native, const Outcome& ours) {
+  const bool chowns = op.call == Call::kChown || op.call == Call::kFchown;
+  return chowns && static_cast<uid_t>(op.a) == static_cast<uid_t>(-1) &&
+         static_cast<gid_t>(op.b) == static_cast<gid_t>(-1) && native.err == EPERM && ours.ret == 0;
+}
+
 bool switches_noatime(const Op& op) { return op.call == Call::kSetfl && (op.a & O_NOATIME) != 0; }
 
 std::vector<Deviation> common() {
@@ -135,6 +141,11 @@ std::vector<Deviation> common() {
        "fs/fuse/ioctl.c: fuse_priv_ioctl_prepare() opens it anew", nullptr, asks_for_flags},
       {"fcntl: F_SETFL with O_NOATIME has no effect on the access time (open with it has)",
        "our choice: following it would cost each read a system call", switches_noatime, nullptr},
+      {"chown: to nobody in particular (-1, -1), of a set-ID file, by who may write to it and is "
+       "not "
+       "its owner: 0, and changes nothing, instead of EPERM",
+       "fs/fuse/dir.c: fuse_setattr() cannot tell it from file_remove_privs()", nullptr,
+       changes_no_owner},
       {"statfs: f_type is FUSE_SUPER_MAGIC", "fs/fuse/inode.c: fuse_statfs", nullptr,
        only_statfs_type},
       {"lseek: offsets beyond the backing file system's largest are accepted; writing there fails",

@@ -208,6 +208,21 @@ TEST_F(FsRights, WhoWritesOrCutsTakesPrivilegesAway) {
               std::strerror(0))
         << way;
     EXPECT_EQ(what_is_left(), "") << way << ", written";
+    privileged();
+    EXPECT_EQ(as_user([&] {
+                const UniqueFd fd{open(path.c_str(), O_WRONLY | O_CLOEXEC)};
+                return fallocate(fd.get(), 0, 0, 100);
+              }),
+              std::strerror(0))
+        << way;
+    EXPECT_EQ(what_is_left(), "") << way << ", allocated";
+    // Who may not write may not do it by this either.
+    privileged();
+    ASSERT_EQ(chmod((mount.source() + "/f").c_str(), 06755), 0);
+    EXPECT_EQ(as_user([&] { return chown(path.c_str(), uid_t(-1), gid_t(-1)); }),
+              std::strerror(EPERM))
+        << way;
+    EXPECT_EQ(what_is_left(), "set-ID caps") << way;
   }
 }
 

@@ -159,6 +159,11 @@ void Registry::remove() noexcept {
   if (::geteuid() != 0) ::rmdir(path_.c_str());
 }
 
+Result<void> Registry::try_lock() {
+  if (::flock(fd_.get(), LOCK_EX | LOCK_NB) != 0) return last_errno();
+  return {};
+}
+
 void Registry::unlock() noexcept { ::flock(fd_.get(), LOCK_UN); }
 
 std::string Registry::region_name() const {

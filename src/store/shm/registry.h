@@ -27,6 +27,8 @@ class Registry {
   // Exclusive among all that attach or detach; released by unlock() or death. The file may have
   // been removed by the last one that left: then it is made anew, unless a byte of it was claimed.
   Result<void> lock();
+  // EWOULDBLOCK: somebody else has it.
+  Result<void> try_lock();
   void unlock() noexcept;
 
   // The shared memory name the file holds; "" if none or unreadable.

@@ -34,7 +34,8 @@ std::error_code ShmBackend::lock_shard(std::uint32_t i, lock::Effects& fx) {
       Table table{arena, shard.root, fx, mount_id_};
       try {
         table.recover();
-      } catch (const lock::NeedCells&) {
+      } catch (...) {
+        // No cells, or no memory of our own.
         arena.rollback();
         fx.back_to_mark();
       }
@@ -56,7 +57,10 @@ std::error_code ShmBackend::log_full(std::uint32_t i) {
 bool ShmBackend::grow(std::uint32_t i, lock::Effects& fx) {
   Header& h = region_->header();
   const auto how = h.grow_mu.lock();
-  if (how == RobustMutex::Locked::kBroken) return false;
+  if (how == RobustMutex::Locked::kBroken) {
+    if (complaint_.due()) log::error("table {} cannot grow: its mutex is broken", table_);
+    return false;
+  }
   if (how == RobustMutex::Locked::kOwnerDied) {
     mend_frontier(fx);
     h.grow_mu.mark_consistent();
@@ -87,7 +91,7 @@ Result<bool> ShmBackend::add_chunk(std::uint32_t i, bool small, lock::Effects& f
   }
   arena.commit();
   const bool enough = shard.small.count >= 64 && shard.large.count >= 64;
-  shard.mu.unlock();
+  unlock_shard(i, fx);
   // The shard's from the commit on; a death before this store is mended by the next one to grow.
   fault_point("shm.grow");
   region_->header().frontier.store(*chunk + kChunkBytes);
@@ -100,8 +104,10 @@ void ShmBackend::mend_frontier(lock::Effects& fx) {
   std::uint64_t end = kCellsAt;
   for (std::uint32_t i = 0; i < kShardCount; ++i) {
     const bool locked = !lock_shard(i, fx);
-    end += region_->shard(i).cells;  // of a damaged shard too: at worst one chunk is lost
-    if (locked) region_->shard(i).mu.unlock();
+    const std::uint64_t cells = region_->shard(i).cells;
+    // A damaged shard's too, if it can be: at worst some memory is lost.
+    if (cells % kChunkBytes == 0 && cells <= region_->bytes() - end) end += cells;
+    if (locked) unlock_shard(i, fx);
   }
   auto& frontier = region_->header().frontier;
   frontier.store(std::max(frontier.load(), end));

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -217,7 +218,9 @@ bool ShmStore::reap_the_dead(bool registry_locked) {
     const std::uint64_t id = slot.id.load(std::memory_order_acquire);
     if (id == 0 || id == mount_id() || registry_.alive(i)) continue;
     // Several survivors may do this at once: ids are never reused, so doing it twice is harmless.
-    log::warn("the daemon of mount {} (pid {}) is gone: releasing its locks", id, slot.pid);
+    if (std::exchange(last_reaped_, id) != id) {
+      log::warn("the daemon of mount {} (pid {}) is gone: releasing its locks", id, slot.pid);
+    }
     reap_mount(id);
     dead.emplace_back(&slot, id);
   }
@@ -231,7 +234,10 @@ bool ShmStore::reap_the_dead(bool registry_locked) {
     if (slot.id.load() != 0) backend_.ring(slot);
   }
   // Last: if this one dies too, the next one does all of it again. Locked, since who joins counts.
-  const bool unlock = !registry_locked && registry_.lock();
+  // Not waited for: who has it may be stopped, and other deaths want to be seen. The next look does
+  // it, until then the slot is taken.
+  const bool unlock = !registry_locked && registry_.try_lock();
+  if (!registry_locked && !unlock) return false;
   for (auto& [slot, id] : dead) {
     if (slot->id.load() != id) continue;
     count_mounts(h, slot);

@@ -60,7 +60,7 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   void stop_threads();
   void doorbell_loop();
   void watch_loop();
-  // Reaps every registered mount that is dead. True if there was one.
+  // Reaps every registered mount that is dead. True if there was one and its slot is free now.
   bool reap_the_dead(bool registry_locked);
   void check_after_reaping();
   std::vector<UniqueFd> peers_alive();
@@ -72,7 +72,8 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   // The watcher's, and the destructor's after it: keep_the_name().
   std::optional<shm::Registry> stand_in_;
   std::uint32_t others_believe_ms_{};
-  bool name_lost_{};  // and said so
+  std::uint64_t last_reaped_{};  // the watcher's, and join()'s before it
+  bool name_lost_{};             // and said so
   const std::string table_;
   std::string region_name_;
   std::atomic<bool> stopping_{false};
