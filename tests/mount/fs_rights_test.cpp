@@ -177,17 +177,17 @@ TEST_F(FsRights, WhoWritesOrCutsTakesPrivilegesAway) {
     options.options = {way};
     const MountFixture mount{options};
     const std::string path = mount.mount() + "/f";
+    const std::string below = mount.source() + "/f";
     const auto privileged = [&] {
-      const std::string below = mount.source() + "/f";
       make(below, "content", 06777);
       ASSERT_EQ(setxattr(below.c_str(), "security.capability", caps, sizeof caps, 0), 0);
     };
     const auto what_is_left = [&] {
       struct stat st {};
-      return (stat(path.c_str(), &st) == 0 && (st.st_mode & (S_ISUID | S_ISGID)) != 0
+      return (stat(below.c_str(), &st) == 0 && (st.st_mode & (S_ISUID | S_ISGID)) != 0
                   ? std::string{"set-ID "}
                   : std::string{}) +
-             (getxattr(path.c_str(), "security.capability", nullptr, 0) >= 0 ? "caps" : "");
+             (getxattr(below.c_str(), "security.capability", nullptr, 0) >= 0 ? "caps" : "");
     };
     const auto as_user = [](const std::function<int()>& fn) {
       return told_by(kUser, kGroup, {}, [&] { return std::string{std::strerror(errno_of(fn()))}; });
@@ -218,7 +218,7 @@ TEST_F(FsRights, WhoWritesOrCutsTakesPrivilegesAway) {
     EXPECT_EQ(what_is_left(), "") << way << ", allocated";
     // Who may not write may not do it by this either.
     privileged();
-    ASSERT_EQ(chmod((mount.source() + "/f").c_str(), 06755), 0);
+    ASSERT_EQ(chmod(path.c_str(), 06755), 0);
     EXPECT_EQ(as_user([&] { return chown(path.c_str(), uid_t(-1), gid_t(-1)); }),
               std::strerror(EPERM))
         << way;
