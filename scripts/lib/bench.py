@@ -189,7 +189,7 @@ class Rows:
             beside(10_000, 10),
             beside(3_000, 1_000),
             beside(1_000, 10_000),
-            # (Where the kernel keeps them, taking the hundred thousand alone lasts a quarter of an hour.)
+            # (Where the kernel keeps them, taking the hundred thousand alone lasts minutes.)
             beside(3_000, 100_000, only=("latchfs", "uring")),
             beside(3_000, 1_000_000, only=("latchfs", "uring")),
             ("pair, 1,000,000 files have a lock", "ns", False, self.lock("", table=("files", 50_000, 1_000_000))),

@@ -26,13 +26,6 @@ Result<void> change_owner(const FileRef& file, const AttrChange& change, const C
                            [&]() -> long { return ::fchownat(fd, "", uid, gid, AT_EMPTY_PATH); }));
 }
 
-constexpr mode_t kSetId = S_ISUID | S_ISGID;
-
-bool has_set_id(int fd) {
-  const auto st = stat_of(fd);
-  return st && (st->st_mode & kSetId) != 0;
-}
-
 // A kernel that clears set-ID bits itself (libfuse before 3.17 cannot tell it that we do) sends the
 // new mode on behalf of whoever writes, cuts or gives away the file, who need not be the owner.
 bool only_clears_set_id(int fd, mode_t mode) {

@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "posix/caller_status.h"
+#include "posix/sys.h"
 
 namespace latchfs::posix {
 namespace {
@@ -108,12 +109,7 @@ bool prepare() noexcept {
 
 }  // namespace
 
-Groups groups_for(int fd) noexcept {
-  struct stat st {};
-  const bool set_id =
-      ::fstatat(fd, "", &st, AT_EMPTY_PATH) == 0 && (st.st_mode & (S_ISUID | S_ISGID)) != 0;
-  return set_id ? Groups::kNow : Groups::kOnDemand;
-}
+Groups groups_for(int fd) noexcept { return has_set_id(fd) ? Groups::kNow : Groups::kOnDemand; }
 
 void become_daemon() noexcept {
   if (!daemon_is_root()) return;

@@ -38,6 +38,11 @@ Result<struct stat> stat_of(int fd) {
   return st;
 }
 
+bool has_set_id(int fd) noexcept {
+  const auto st = stat_of(fd);
+  return st && (st->st_mode & kSetId) != 0;
+}
+
 Result<FullStat> full_stat_of(int dir, const char* name, int flags) {
   struct statx sx {};
   if (::statx(dir, name, flags, STATX_BASIC_STATS | STATX_BTIME, &sx) != 0) return last_errno();

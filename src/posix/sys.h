@@ -30,6 +30,10 @@ namespace latchfs::posix {
 // fstat that also takes O_PATH descriptors.
 [[nodiscard]] Result<struct stat> stat_of(int fd);
 
+// Set-user-ID and set-group-ID, which go when somebody writes. False too if that cannot be told.
+inline constexpr mode_t kSetId = S_ISUID | S_ISGID;
+[[nodiscard]] bool has_set_id(int fd) noexcept;
+
 // What only statx(2) tells, beside what fstatat(2) does.
 struct FullStat {
   struct stat attr {};

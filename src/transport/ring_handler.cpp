@@ -64,7 +64,7 @@ RingHandler::Outcome RingHandler::handle(RingEntry& entry) {
   fuse_in_header header = header_of(entry);
   const Outcome answered{Outcome::What::kAnswered, header.nodeid};
   header.unique = RingEntries::begin(entry, header.unique, entry.headers.entry.commit_id);
-  if (header.opcode == FUSE_NOTIFY_REPLY) {
+  if (is_kick(entry)) {
     entry.answer_nothing(0);
     return {Outcome::What::kKicked, header.nodeid};
   }

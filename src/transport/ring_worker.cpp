@@ -12,8 +12,6 @@
 #include "transport/ring_group.h"
 
 namespace latchfs::transport {
-namespace {}  // namespace
-
 RingWorker::~RingWorker() { join(); }
 
 Result<void> RingWorker::start(std::function<void(Result<void>)> made) {

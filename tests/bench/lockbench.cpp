@@ -68,16 +68,6 @@ void crowd(const std::string& dir, std::uint64_t count, std::uint64_t ranges) {
   }));
 }
 
-// As many descriptors as may be had.
-void want_descriptors() {
-  rlimit limit{};
-  ::getrlimit(RLIMIT_NOFILE, &limit);
-  const rlimit more{1'000'000, 1'000'000};
-  if (::setrlimit(RLIMIT_NOFILE, &more) == 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  ::setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 // One process of two in a ring of three bytes. At the start the first holds byte 0, the other byte
 // 1; each takes the byte after its own and gives its own back. The byte after is the other's, so
 // every round of either is one blocked wait ended by one unlock, and neither can run ahead.
@@ -157,7 +147,10 @@ void round(const std::string& dir, std::uint64_t count, std::uint64_t processes)
 
 void hold(const std::string& dir, std::uint64_t count) {
   constexpr std::uint64_t kPerFile = 100;
-  want_descriptors();
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
   std::vector<UniqueFd> files;
   for (std::uint64_t i = 0; i < count; ++i) {
     if (i % kPerFile == 0) {

@@ -73,6 +73,18 @@ bool all_wait(const MountFixture& mount, std::size_t count) {
       [&] { return status_number(mount.mount(), "/counts/waiters") == static_cast<long>(count); });
 }
 
+// Children on one CPU that each wait for an OFD lock on a file.
+std::vector<Child> waiters_on(int cpu, const std::string& path, unsigned count, bool exclusive) {
+  std::vector<Child> waiters;
+  for (unsigned i = 0; i < count; ++i) {
+    waiters.push_back(on_cpu(cpu, [&] {
+      const UniqueFd own = open_file(path);
+      return locktest::lock_waiting(own.get(), LockType::kOfd, exclusive);
+    }));
+  }
+  return waiters;
+}
+
 TEST_F(Rings, AreUsedWhereTheKernelOffersThem) {
   EXPECT_EQ(MountFixture{with("transport=auto")}.transport(), "uring");
   EXPECT_EQ(MountFixture{with("transport=uring")}.transport(), "uring");
@@ -128,13 +140,7 @@ TEST_P(RingsStarve, NobodyWhenSoManyWait) {
   const UniqueFd held = open_file(path);
   for (int round = 0; round < 3; ++round) {
     ASSERT_EQ(locktest::lock_now(held.get(), LockType::kOfd, true), 0);
-    std::vector<Child> waiters;
-    for (unsigned i = 0; i < waiting; ++i) {
-      waiters.push_back(on_cpu(cpu, [&] {
-        const UniqueFd own = open_file(path);
-        return locktest::lock_waiting(own.get(), LockType::kOfd, true);
-      }));
-    }
+    std::vector<Child> waiters = waiters_on(cpu, path, waiting, true);
     // More at once than the queue has entries free.
     std::vector<Child> busy;
     for (unsigned i = 0; i < 8; ++i) {
@@ -228,13 +234,7 @@ TEST_P(RingsSlow, CallsHoldUpNobodyAfterManyWaited) {
   {
     const UniqueFd held = open_file(path);
     ASSERT_EQ(locktest::lock_now(held.get(), LockType::kOfd, true), 0);
-    std::vector<Child> waiters;
-    for (unsigned i = 0; i < 150; ++i) {
-      waiters.push_back(on_cpu(cpu, [&] {
-        const UniqueFd own = open_file(path);
-        return locktest::lock_waiting(own.get(), LockType::kOfd, false);
-      }));
-    }
+    std::vector<Child> waiters = waiters_on(cpu, path, 150, false);
     ASSERT_TRUE(all_wait(mount, 150));
     ASSERT_EQ(locktest::unlock(held.get(), LockType::kOfd), 0);
     for (Child& child : waiters) ASSERT_TRUE(exited_well(child.wait()));
