@@ -2,10 +2,12 @@
 //
 // Every method is thread-safe, takes bounded time (never waits for a lock to come free) and
 // never calls a GrantSink while holding a lock of its own. Errors: ENOLCK (table full or the
-// user's share used up, logged once a second at most), EIO (the table was found damaged).
+// user's share used up, logged once a second at most). What is found damaged is emptied and the
+// call goes on (GrantSink::lost).
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <variant>
@@ -23,8 +25,8 @@ struct WaiterToken {
 };
 
 // Told about the end of waits, from any thread, holding no lock of the store. Exactly one
-// call for each Queued request whose cancel() did not return kCancelled. May come before
-// acquire() itself has returned Queued.
+// call for each Queued request whose cancel() did not return kCancelled, unless lost() came. May
+// come before acquire() itself has returned Queued.
 class GrantSink {
  public:
   virtual ~GrantSink() = default;
@@ -32,6 +34,9 @@ class GrantSink {
   // err: EDEADLK (a cycle closed while it waited), ENOLCK (no room when its turn came), EAGAIN
   // (kSettle only).
   virtual void refused(WaiterToken token, int err) noexcept = 0;
+  // What the store knew of these files' locks was damaged and is gone: whoever waits for one of
+  // them hears no more of it, but for grants that are on their way.
+  virtual void lost(const std::function<bool(FileId)>& concerns) noexcept { (void)concerns; }
 };
 
 enum class OnConflict : std::uint8_t {

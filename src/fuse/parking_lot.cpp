@@ -70,18 +70,22 @@ void ParkingLot::park(WaiterToken token) noexcept {
   fault_point("park.before");
   std::optional<int> result;
   std::optional<int> wanted;
+  bool gone = false;
   FileId file;
   {
     const MutexLock hold{mu_};
     const auto it = entries_.find(token.raw);
     if (it == entries_.end()) return;
     it->second.parked = true;
+    gone = it->second.lost;
     result = it->second.result;
     wanted = it->second.interrupt;
     file = it->second.file;
   }
   if (result) {
     finish(token, *result);
+  } else if (gone) {
+    end_lost(token, file);
   } else if (wanted) {
     cancel_in_store(token, file, *wanted);
   }
@@ -120,6 +124,29 @@ void ParkingLot::cancel_in_store(WaiterToken token, FileId file, int err) noexce
   // Lost against a grant: the store tells over(), or has told it already.
   if (locks_->cancel(file, token) != Cancelled::kCancelled) return;
   finish(token, err);
+}
+
+void ParkingLot::lost(const std::function<bool(FileId)>& concerns) noexcept {
+  std::vector<std::pair<std::uint64_t, FileId>> ended;
+  {
+    const MutexLock hold{mu_};
+    for (auto& [token, entry] : entries_) {
+      if (!concerns(entry.file)) continue;
+      if (entry.parked) {
+        ended.emplace_back(token, entry.file);
+      } else {
+        entry.lost = true;
+      }
+    }
+  }
+  for (const auto& [token, file] : ended) end_lost(WaiterToken{token}, file);
+}
+
+// Cancelled too: it may have been queued after the loss. If it was granted just then, the lock goes
+// with its owner.
+void ParkingLot::end_lost(WaiterToken token, FileId file) noexcept {
+  (void)locks_->cancel(file, token);
+  finish(token, EIO);
 }
 
 void ParkingLot::over(WaiterToken token, int err) noexcept {

@@ -22,8 +22,8 @@ namespace latchfs::fuse {
 
 class ParkingLot final : public GrantSink {
  public:
-  // err 0: granted. Else EINTR, EAGAIN (deadline), EDEADLK, ENOLCK. Called once, from any thread,
-  // holding nothing; must not throw.
+  // err 0: granted. Else EINTR, EAGAIN (deadline), EDEADLK, ENOLCK, EIO (lost). Called once, from
+  // any thread, holding nothing; must not throw.
   using Completion = std::function<void(int err)>;
 
   ParkingLot();
@@ -57,6 +57,7 @@ class ParkingLot final : public GrantSink {
 
   void granted(WaiterToken token) noexcept override { over(token, 0); }
   void refused(WaiterToken token, int err) noexcept override { over(token, err); }
+  void lost(const std::function<bool(FileId)>& concerns) noexcept override EXCLUDES(mu_);
 
   [[nodiscard]] std::size_t size() EXCLUDES(mu_);
 
@@ -67,10 +68,12 @@ class ParkingLot final : public GrantSink {
     bool parked{};
     std::optional<int> result;     // told by the store before park()
     std::optional<int> interrupt;  // asked for before park()
+    bool lost{};                   // likewise
   };
 
   void over(WaiterToken token, int err) noexcept EXCLUDES(mu_);
   void cancel_in_store(WaiterToken token, FileId file, int err) noexcept EXCLUDES(mu_);
+  void end_lost(WaiterToken token, FileId file) noexcept EXCLUDES(mu_);
   // Takes the entry out and runs its completion; nothing if it is gone.
   void finish(WaiterToken token, int err) noexcept EXCLUDES(mu_);
 

@@ -6,6 +6,8 @@
 //
 // Arena: get<T>(Ref) -> const T&; set(const Field&, value); alloc<T>() -> Ref, zeroed, throws
 // NeedCells when it has none, as reserve<T>(n) does without taking; can_take<T>(n); free<T>(Ref);
+// get, alloc and free may throw Damaged (treap.h); could_be<T>(Ref): whether get may be asked about
+// a Ref that may have been freed since;
 // commit() ends one atomic step, all sets since the last one come true together. The caller commits
 // after each public call; calls that change more than kWideGrants grants commit by themselves in
 // between, guarded by TableRoot::intent.
@@ -40,6 +42,7 @@ struct Effects {
   std::vector<Finished> finished;   // waiters of this mount that are over
   std::vector<std::uint64_t> ring;  // other mounts with waiters on the ready list
   std::uint64_t ready_shards{};     // the store's: where those are
+  bool lost{};                      // the store's: a damaged shard was emptied
   std::vector<Recheck> recheck;     // POSIX waiters whose blocker changed: deadlock again?
   std::vector<std::pair<std::uint32_t, std::int64_t>> uid_delta;  // grants and waiters by uid
   bool changed{};                                                 // something a listing shows
@@ -62,6 +65,7 @@ struct Effects {
     recheck.clear();
     uid_delta.clear();
     changed = false;
+    lost = false;
     mark();
   }
 
@@ -201,7 +205,7 @@ class LockTable {
   [[nodiscard]] static bool same(const Asker& me, const OwnerRec& other);
   [[nodiscard]] bool lasting(const OwnerRec& o, std::int64_t mono) const;
   [[nodiscard]] Ref scan(Ref t, const Asker& me, std::uint64_t begin, std::uint64_t end,
-                         LockMode mode, Lasting want, std::int64_t mono) const;
+                         LockMode mode, Lasting want, std::int64_t mono, int room = kDeepest) const;
   [[nodiscard]] Ref in_owner(Ref o, std::uint64_t begin, std::uint64_t end, LockMode mode) const;
   [[nodiscard]] Attempt conflict(Ref f, const Asker& me, std::uint64_t begin, std::uint64_t end,
                                  LockMode mode, std::int64_t mono) const;
@@ -214,7 +218,7 @@ class LockTable {
   [[nodiscard]] bool in_tree(Ref f) const;
   [[nodiscard]] Ref leader(Ref w) const;
   void line_up(Ref w);  // behind its leader
-  void retry(Ref w);
+  void retry(Ref w, std::uint32_t room = kTreeWaiters);
   void leave_tree(Ref w, bool granted);
   void finish(Ref w, int err);
   [[nodiscard]] Ref find_waiter(FileId id, std::uint64_t mount, WaiterToken token) const;

@@ -28,11 +28,12 @@ bool LockTable<A>::lasting(const OwnerRec& o, std::int64_t mono) const {
 // The first grant below t, by begin, that conflicts; subtrees that end too early are skipped.
 template <class A>
 Ref LockTable<A>::scan(Ref t, const Asker& me, std::uint64_t begin, std::uint64_t end,
-                       LockMode mode, Lasting want, std::int64_t mono) const {
+                       LockMode mode, Lasting want, std::int64_t mono, int room) const {
+  room = one_deeper(room);
   while (t != 0) {
     const GrantRec& g = grant(t);
     if ((mode == LockMode::kExclusive ? g.max_end : g.max_ex_end) <= begin) return 0;
-    if (const Ref found = scan(g.file_left, me, begin, end, mode, want, mono)) return found;
+    if (const Ref found = scan(g.file_left, me, begin, end, mode, want, mono, room)) return found;
     if (g.begin >= end) return 0;
     if (g.end > begin && (mode == LockMode::kExclusive || g.mode == LockMode::kExclusive)) {
       const OwnerRec& o = owner(g.owner);
@@ -94,7 +95,7 @@ template <class A>
 typename LockTable<A>::Attempt LockTable<A>::blocker_of(Ref w) const {
   const WaiterRec& rec = waiter(w);
   const OwnerRec& ow = owner(rec.owner);
-  if (rec.blocker != 0) {
+  if (rec.blocker != 0 && a_.template could_be<OwnerRec>(rec.blocker)) {
     // The record may have gone and come back as another one since: it is what the tree says.
     const OwnerId id = OwnerTraits<A>::key(a_, rec.blocker);
     if (Owners::find(a_, file(ow.file).owners, id) == rec.blocker) {

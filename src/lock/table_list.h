@@ -139,12 +139,14 @@ bool LockTable<A>::verify(FileId& at, bool& at_start, std::string& wrong) const 
   const auto broken = [&](const char* what) {
     if (wrong.empty()) wrong = fmt::format("file {}:{}: {}", rec.dev, rec.ino, what);
   };
+  if (!a_.template could_be<FileRec>(f)) broken("its record is none of this shard");
   std::uint64_t in_trees = 0;
   for (const Ref tree : {rec.range_grants, rec.flock_grants}) {
     for (Ref g = FileGrants::first(a_, tree); g != 0;
          g = FileGrants::after(a_, tree, FileGrantTraits<A>::key(a_, g))) {
       ++in_trees;
       const GrantRec& gr = grant(g);
+      if (!a_.template could_be<GrantRec>(g)) broken("a grant that is none of this shard");
       if (gr.begin >= gr.end || gr.end > ByteRange::kEof) broken("an empty or oversized grant");
       if (owner(gr.owner).file != f) broken("a grant of another file's owner");
       if (gr.max_end < gr.end) broken("an augmented end below the grant's own");
@@ -163,6 +165,7 @@ bool LockTable<A>::verify(FileId& at, bool& at_start, std::string& wrong) const 
     const Ref o = Owners::after(a_, rec.owners, id, or_equal);
     if (o == 0) break;
     const OwnerRec& ow = owner(o);
+    if (!a_.template could_be<OwnerRec>(o)) broken("an owner that is none of this shard");
     id = OwnerId{ow.mount, ow.key, ow.space};
     const Asker me = asker(ow);
     std::uint64_t own = 0;
@@ -194,6 +197,7 @@ bool LockTable<A>::verify(FileId& at, bool& at_start, std::string& wrong) const 
   std::uint64_t waiting_here = 0;
   for (Ref w = rec.wait_head; w != 0 && waiting_here <= rec.waiter_count; w = waiter(w).next) {
     ++waiting_here;
+    if (!a_.template could_be<WaiterRec>(w)) broken("a waiter that is none of this shard");
     const WaiterRec& wr = waiter(w);
     const OwnerRec& wo = owner(wr.owner);
     if (wr.begin < rec.hull_begin || wr.end > rec.hull_end) broken("a waiter outside the hull");

@@ -226,8 +226,10 @@ typename LockTable<A>::Change LockTable<A>::set_range(Ref o, std::uint64_t begin
     }
     if (stop < end && !announced) {
       announced = true;
-      // A piece gives back more grants than it takes; with these it cannot run short half-way.
-      a_.template reserve<GrantRec>(4);
+      // A piece gives back more grants than it takes; with these it cannot run short half-way. What
+      // is only given back takes none (one that is split is not wide), and must be possible in a
+      // table that is full.
+      if (mode) a_.template reserve<GrantRec>(4);
       a_.set(root_.intent, Intent{o,
                                   granting,
                                   begin,

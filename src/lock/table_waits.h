@@ -141,7 +141,8 @@ void LockTable<A>::line_up(Ref w) {
 
 // `w`, still blocked, looks anew at what is in its way, and so do those behind it.
 template <class A>
-void LockTable<A>::retry(Ref w) {
+void LockTable<A>::retry(Ref w, std::uint32_t room) {
+  if (room == 0) throw Damaged{"a queue of waiters that never ends"};
   const WaiterRec& rec = waiter(w);
   const OwnerRec& ow = owner(rec.owner);
   const Attempt found = conflict(ow.file, asker(ow), rec.begin, rec.end, rec.mode, fx_.mono);
@@ -154,7 +155,7 @@ void LockTable<A>::retry(Ref w) {
   }
   if (!in_tree(ow.file)) return;
   for (Ref x = rec.next; x != 0; x = waiter(x).next) {
-    if (waiter(x).behind == rec.seq + 1) retry(x);
+    if (waiter(x).behind == rec.seq + 1) retry(x, room - 1);
   }
 }
 

@@ -3,7 +3,8 @@
 //
 // Traits: static constexpr members `left`, `right` (pointers to member); Rec; Key;
 // static Key key(const Arena&, Ref); static void pull(Arena&, Ref) recomputes augmentation.
-// Recursion depth is the tree's depth (about 50 at a million nodes).
+// Recursion depth is the tree's depth (about 50 at a million nodes); a tree that is deeper than any
+// can be has a cycle in it, and is Damaged.
 #pragma once
 
 #include <cstdint>
@@ -23,53 +24,71 @@ namespace latchfs::lock {
   return x;
 }
 
+// Thrown by the trees and by arenas that check: a record makes no sense. Something has written
+// where it must not. The step is undone, and whoever runs it decides what becomes of the table.
+struct Damaged {
+  const char* what;
+};
+
+// Of 2^32 random nodes the expected height is below 100.
+inline constexpr int kDeepest = 400;
+inline int one_deeper(int room) {
+  if (room == 0) throw Damaged{"a tree that is deeper than a tree can be"};
+  return room - 1;
+}
+
 template <class Arena, class Traits>
 struct Treap {
   using Rec = typename Traits::Rec;
   using Key = typename Traits::Key;
 
   // Inserts n below root; its key must not be there yet. Returns the new root.
-  static Ref insert(Arena& a, Ref root, Ref n) {
+  static Ref insert(Arena& a, Ref root, Ref n, int room = kDeepest) {
+    room = one_deeper(room);
     if (root == 0) {
       set_children(a, n, 0, 0);
       return n;
     }
     if (treap_priority(n) > treap_priority(root)) {
-      const auto [less, more] = split(a, root, Traits::key(a, n));
+      const auto [less, more] = split(a, root, Traits::key(a, n), room);
       set_children(a, n, less, more);
       return n;
     }
     if (Traits::key(a, n) < Traits::key(a, root)) {
-      a.set(rec(a, root).*Traits::left, insert(a, left(a, root), n));
+      a.set(rec(a, root).*Traits::left, insert(a, left(a, root), n, room));
     } else {
-      a.set(rec(a, root).*Traits::right, insert(a, right(a, root), n));
+      a.set(rec(a, root).*Traits::right, insert(a, right(a, root), n, room));
     }
     Traits::pull(a, root);
     return root;
   }
 
   // Takes n, which must be there, out. Returns the new root.
-  static Ref erase(Arena& a, Ref root, Ref n) {
-    if (root == n) return merge(a, left(a, n), right(a, n));
+  static Ref erase(Arena& a, Ref root, Ref n, int room = kDeepest) {
+    room = one_deeper(room);
+    if (root == n) return merge(a, left(a, n), right(a, n), room);
     if (Traits::key(a, n) < Traits::key(a, root)) {
-      a.set(rec(a, root).*Traits::left, erase(a, left(a, root), n));
+      a.set(rec(a, root).*Traits::left, erase(a, left(a, root), n, room));
     } else {
-      a.set(rec(a, root).*Traits::right, erase(a, right(a, root), n));
+      a.set(rec(a, root).*Traits::right, erase(a, right(a, root), n, room));
     }
     Traits::pull(a, root);
     return root;
   }
 
   // Recomputes the augmentation from n, whose key is unchanged, up to root.
-  static void refresh(Arena& a, Ref root, Ref n) {
+  static void refresh(Arena& a, Ref root, Ref n, int room = kDeepest) {
+    room = one_deeper(room);
     if (root != n) {
-      refresh(a, Traits::key(a, n) < Traits::key(a, root) ? left(a, root) : right(a, root), n);
+      refresh(a, Traits::key(a, n) < Traits::key(a, root) ? left(a, root) : right(a, root), n,
+              room);
     }
     Traits::pull(a, root);
   }
 
   [[nodiscard]] static Ref find(const Arena& a, Ref root, const Key& key) {
-    while (root != 0) {
+    for (int room = kDeepest; root != 0;) {
+      room = one_deeper(room);
       const Key here = Traits::key(a, root);
       if (here == key) return root;
       root = key < here ? left(a, root) : right(a, root);
@@ -80,7 +99,8 @@ struct Treap {
   // The node with the smallest key > key (or >= key); 0 if none.
   [[nodiscard]] static Ref after(const Arena& a, Ref root, const Key& key, bool or_equal = false) {
     Ref best = 0;
-    while (root != 0) {
+    for (int room = kDeepest; root != 0;) {
+      room = one_deeper(room);
       const Key here = Traits::key(a, root);
       if (key < here || (or_equal && here == key)) {
         best = root;
@@ -95,7 +115,8 @@ struct Treap {
   // The node with the greatest key <= key; 0 if none.
   [[nodiscard]] static Ref floor(const Arena& a, Ref root, const Key& key) {
     Ref best = 0;
-    while (root != 0) {
+    for (int room = kDeepest; root != 0;) {
+      room = one_deeper(room);
       if (key < Traits::key(a, root)) {
         root = left(a, root);
       } else {
@@ -107,7 +128,11 @@ struct Treap {
   }
 
   [[nodiscard]] static Ref first(const Arena& a, Ref root) {
-    while (root != 0 && left(a, root) != 0) root = left(a, root);
+    int room = kDeepest;
+    while (root != 0 && left(a, root) != 0) {
+      room = one_deeper(room);
+      root = left(a, root);
+    }
     return root;
   }
 
@@ -123,30 +148,32 @@ struct Treap {
   }
 
   // All keys < key, and all others.
-  static std::pair<Ref, Ref> split(Arena& a, Ref root, const Key& key) {
+  static std::pair<Ref, Ref> split(Arena& a, Ref root, const Key& key, int room) {
+    room = one_deeper(room);
     if (root == 0) return {0, 0};
     if (Traits::key(a, root) < key) {
-      const auto [less, more] = split(a, right(a, root), key);
+      const auto [less, more] = split(a, right(a, root), key, room);
       a.set(rec(a, root).*Traits::right, less);
       Traits::pull(a, root);
       return {root, more};
     }
-    const auto [less, more] = split(a, left(a, root), key);
+    const auto [less, more] = split(a, left(a, root), key, room);
     a.set(rec(a, root).*Traits::left, more);
     Traits::pull(a, root);
     return {less, root};
   }
 
   // Every key of less is below every key of more.
-  static Ref merge(Arena& a, Ref less, Ref more) {
+  static Ref merge(Arena& a, Ref less, Ref more, int room) {
+    room = one_deeper(room);
     if (less == 0) return more;
     if (more == 0) return less;
     if (treap_priority(less) > treap_priority(more)) {
-      a.set(rec(a, less).*Traits::right, merge(a, right(a, less), more));
+      a.set(rec(a, less).*Traits::right, merge(a, right(a, less), more, room));
       Traits::pull(a, less);
       return less;
     }
-    a.set(rec(a, more).*Traits::left, merge(a, less, left(a, more)));
+    a.set(rec(a, more).*Traits::left, merge(a, less, left(a, more), room));
     Traits::pull(a, more);
     return more;
   }

@@ -11,8 +11,9 @@
 //     the same with every shard's mutex held, in ascending order; only the target may be changed.
 //     tables(i) is shard i's table, to read.
 //   void outside(const Effects&)  rings doorbells, counts per user, stamps the change.
-//   bool user_may_take(uid)  the per-user limit; note_user_full(uid) logs that it was met.
-//   GrantSink& sink();
+//   std::string check_store(shard)  inside a step: "" or what is wrong with its memory;
+//   empty(shard, why) gives up what it holds. bool user_may_take(uid)  the per-user limit;
+//   note_user_full(uid) logs that it was met. GrantSink& sink();
 //
 // Lock order: docs/lock-order.md. Nothing here calls out while a mutex is held.
 #pragma once
@@ -164,21 +165,27 @@ class TableService : public LockService {
   }
 
   Result<std::string> verify() override {
-    std::string wrong;
-    for (std::uint32_t i = 0; i < backend_.shard_count() && wrong.empty(); ++i) {
+    std::string found;
+    for (std::uint32_t i = 0; i < backend_.shard_count(); ++i) {
+      std::string wrong;
+      lock::Effects fx;
+      auto ec = backend_.locked(i, fx, [&](auto&) { wrong = backend_.check_store(i); });
+      deliver(fx);
       FileId at{};
       bool at_start = true;
-      for (bool more = true; more && wrong.empty();) {
-        lock::Effects fx;
-        const auto ec =
-            backend_.locked(i, fx, [&](auto& table) { more = table.verify(at, at_start, wrong); });
+      for (bool more = true; !ec && more && wrong.empty() && !fx.lost;) {
+        ec = backend_.locked(i, fx, [&](auto& table) { more = table.verify(at, at_start, wrong); });
         deliver(fx);
-        if (ec) return ec;
       }
+      if (ec) return ec;
+      if (fx.lost) wrong = fmt::format("shard {} was damaged and is empty now", i);
+      if (wrong.empty()) continue;
+      log::error("table verify: {}", wrong);
+      if (!fx.lost) backend_.empty(i, wrong);
+      if (found.empty()) found = wrong;
     }
-    if (!wrong.empty()) log::error("table verify: {}", wrong);
-    backend_.note_verified(wrong.empty() ? "ok" : wrong);
-    return wrong;
+    backend_.note_verified(found.empty() ? "ok" : found);
+    return found;
   }
 
  protected:

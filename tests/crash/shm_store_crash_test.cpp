@@ -260,7 +260,7 @@ INSTANTIATE_TEST_SUITE_P(Acts, ShmStoreCrash,
 
 TEST(ShmStoreDeath, TheLastToDieLeavesNothingBehind) {
   const std::string table = unique_table();
-  EXPECT_EQ(run_victim(table, "grow", "shm.store=kill@200", 0), 1);
+  EXPECT_EQ(run_victim(table, "grow", "shm.store=kill@30", 0), 1);
   RecordingSink sink;
   const auto store = make_store("shm", sink, table);  // the next mount reaps
   ASSERT_NE(store, nullptr);

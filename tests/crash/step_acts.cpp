@@ -85,6 +85,13 @@ bool many_of(Stage& s, std::uint64_t mount) {
   }
   return true;
 }
+// The file's shard has more memory than it keeps with nothing in it.
+bool a_burst_is_over(Stage& s) {
+  for (std::uint64_t i = 0; i < 1800; ++i) {
+    if (!take(*s.me, ask(mine(s), 1, i * 10, i * 10 + 1, kEx))) return false;
+  }
+  return s.me->drop_owner(kFile, owner(mine(s))).ok();
+}
 // Behind one lock of the victim, more than one step grants.
 bool crowd(Stage& s) {
   if (!warm_up(s) || !take(*s.me, ask(mine(s), 1, 0, 30, kEx))) return false;
@@ -248,6 +255,15 @@ const std::vector<StepAct>& step_acts() {
       // Nothing was taken in this shard before.
       {"growth", kOldOrNew, true, true, nothing,
        [](Stage& s) { (void)take(s.store(), ask(mine(s), 1, 0, 10, kEx)); }},
+      {"shrink", kSame, true, true, a_burst_is_over, [](Stage& s) { s.me->backend().shrink(); }},
+      // Of what another shard gave back.
+      {"growth_recycled", kOldOrNew, true, true,
+       [](Stage& s) {
+         if (!a_burst_is_over(s)) return false;
+         s.me->backend().shrink();
+         return s.me->region().header().space.given_back_count != 0;
+       },
+       [](Stage& s) { (void)take(s.store(), ask(mine(s), 1, 0, 10, kEx, kOther)); }},
       // What another mount granted to the victim's waiters, as its doorbell thread fetches it.
       {"fetch_granted", kInSteps, true, true,
        [](Stage& s) {

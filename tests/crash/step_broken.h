@@ -22,8 +22,8 @@ enum class Breakage : std::uint8_t {
 template <Breakage kHow>
 class BrokenArena : public shm::ShmArena {
  public:
-  BrokenArena(std::byte* base, std::uint64_t bytes, shm::Shard& shard)
-      : ShmArena{base, bytes, shard}, base_{base}, shard_{shard} {}
+  BrokenArena(const shm::Region& region, std::uint32_t shard)
+      : ShmArena{region, shard}, base_{region.base()}, shard_{region.shard(shard)} {}
 
   // As ShmArena::set(), which alloc() and free() use still.
   template <class T, class V>
@@ -85,7 +85,7 @@ class BrokenBackend : public shm::ShmBackend {
     fx.mono = monotonic_ns();
     shm::Shard& shard = region().shard(i);
     if (shard.mu.lock() != RobustMutex::Locked::kClean) return errno_code(EIO);
-    Arena arena{region().base(), region().bytes(), shard};
+    Arena arena{region(), i};
     lock::LockTable<Arena> table{arena, shard.root, fx, mount_id()};
     std::error_code ec;
     try {

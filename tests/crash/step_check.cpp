@@ -111,10 +111,12 @@ std::string look_at_header(const shm::Region& region,
   const auto& grow_mu = reinterpret_cast<const std::uint32_t&>(h.grow_mu);
   if ((grow_mu & FUTEX_OWNER_DIED) != 0) return "";
   std::uint64_t cells = 0;
-  for (std::uint32_t i = 0; i < shm::kShardCount; ++i) cells += region.shard(i).cells;
-  if (shm::kCellsAt + cells != h.frontier.load()) {
-    return fmt::format("shards have {} bytes of memory, {} were given out", cells,
-                       h.frontier.load() - shm::kCellsAt);
+  for (std::uint32_t i = 0; i < shm::kShardCount; ++i) cells += region.shard(i).chunks;
+  const std::uint64_t given = region.chunk_limit() -
+                              shm::cells_at(region.bytes()) / shm::kChunkBytes -
+                              h.space.given_back_count;
+  if (cells != given) {
+    return fmt::format("shards have {} chunks of memory, {} were given out", cells, given);
   }
   return "";
 }
@@ -172,7 +174,7 @@ Recovered recover(const std::string& table, QuietMount* survivor, TellTale& told
   // Memory can still be got: for a file in a shard that has none.
   LockRequest fresh;
   fresh.owner = {(*next)->mount_id(), 1, OwnerSpace::kRange};
-  for (fresh.file = {9, 0}; (*region)->shard(shm::ShmBackend::shard_of(fresh.file)).cells != 0;
+  for (fresh.file = {9, 0}; (*region)->shard(shm::ShmBackend::shard_of(fresh.file)).chunks != 0;
        ++fresh.file.ino) {
   }
   const auto got = (*next)->acquire(fresh, OnConflict::kRefuse, {});

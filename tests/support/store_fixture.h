@@ -3,11 +3,13 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -24,8 +26,24 @@ namespace latchfs::test {
 
 class RecordingSink final : public GrantSink {
  public:
+  enum class Losses : std::uint8_t { kNever, kExpected };
+  explicit RecordingSink(Losses losses = Losses::kNever) : losses_expected_{losses} {}
   void granted(WaiterToken token) noexcept override { note(token, 0); }
   void refused(WaiterToken token, int err) noexcept override { note(token, err); }
+  void lost(const std::function<bool(FileId)>& concerns) noexcept override {
+    if (losses_expected_ == Losses::kNever) ::abort();  // a sound table was taken for damaged
+    const std::lock_guard hold{mu_};
+    losses_.push_back(concerns);
+    changed_.notify_all();
+  }
+  // Waits until what is known of the file's locks is lost; false after a minute.
+  bool await_loss(FileId file) {
+    std::unique_lock hold{mu_};
+    return changed_.wait_for(hold, std::chrono::seconds{60}, [&] {
+      return std::any_of(losses_.begin(), losses_.end(),
+                         [&](const auto& concerns) { return concerns(file); });
+    });
+  }
 
   std::optional<int> outcome(std::uint64_t token) {
     const std::lock_guard hold{mu_};
@@ -54,10 +72,12 @@ class RecordingSink final : public GrantSink {
     order_.push_back(token.raw);
     changed_.notify_all();
   }
+  const Losses losses_expected_;
   std::mutex mu_;
   std::condition_variable changed_;
   std::map<std::uint64_t, int> over_;
   std::vector<std::uint64_t> order_;
+  std::vector<std::function<bool(FileId)>> losses_;
 };
 
 // The tables this process named, removed when it ends: the file that names a table's memory stays

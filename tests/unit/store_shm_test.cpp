@@ -1,7 +1,6 @@
 // The shared table at its limits: full, damaged, of another format.
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -9,8 +8,10 @@
 
 #include <fstream>
 #include <functional>
+#include <optional>
 
-#include "store/shm/layout.h"
+#include "store/shm/region.h"
+#include "store/shm/registry.h"
 #include "support/store_fixture.h"
 
 namespace latchfs::test {
@@ -73,6 +74,62 @@ TEST(ShmTable, FullIsEnolckAndGivesEverythingBack) {
   EXPECT_GE(fill(**store), first) << "what was given back must be there again";
 }
 
+// One shard's burst, then another's: what the first has nothing in any more serves the second.
+TEST(ShmTable, MemoryOfOneBurstServesTheNext) {
+  RecordingSink sink;
+  ShmStore::Options options;
+  options.table = unique_table();
+  options.table_max = shm::kMinRegion;
+  auto store = ShmStore::attach(options, sink);
+  ASSERT_TRUE(store.ok()) << store.error().message();
+  const auto burst = [&](std::uint64_t file) {
+    LockRequest r = request(**store, file);
+    std::uint64_t n = 0;
+    for (; n < 10'000'000; ++n) {
+      r.range = *ByteRange::from_half_open(2 * n, 2 * n + 1);
+      if (take(**store, r)) break;
+    }
+    EXPECT_TRUE((*store)->drop_owner(r.file, r.owner).ok());
+    return n;
+  };
+  const std::uint64_t first = burst(1);
+  ASSERT_GT(first, 1000u);
+  for (std::uint64_t file = 2; file < 6; ++file) {
+    EXPECT_GT(burst(file), first - first / 4) << file;
+    EXPECT_EQ(*(*store)->verify(), "");
+  }
+}
+
+TEST(ShmTable, MemoryGoesBackToTheSystemAfterABurst) {
+  RecordingSink sink;
+  ShmStore::Options options;
+  options.table = unique_table();
+  auto store = ShmStore::attach(options, sink);
+  ASSERT_TRUE(store.ok()) << store.error().message();
+  const auto used_pages = [&] {
+    struct stat st {};
+    return ::stat(region_path(options.table).c_str(), &st) == 0 ? st.st_blocks : 0;
+  };
+  const std::uint64_t committed = (*store)->stats()->bytes_committed;
+  const auto pages = used_pages();
+  LockRequest r = request(**store, 1);
+  for (std::uint64_t n = 0; n < 100'000; ++n) {
+    r.range = *ByteRange::from_half_open(2 * n, 2 * n + 1);
+    ASSERT_FALSE(take(**store, r));
+  }
+  EXPECT_GT((*store)->stats()->bytes_committed, committed + 100'000 * 64 - 1);
+  // But for one lock: its chunk stays.
+  ASSERT_TRUE((*store)->release(r.file, r.owner, *ByteRange::from_half_open(1, 1 << 30)).ok());
+  for (int tries = 0; tries < 600; ++tries) {
+    if ((*store)->stats()->bytes_committed < committed + (1 << 20)) break;
+    ::usleep(100'000);
+  }
+  EXPECT_LT((*store)->stats()->bytes_committed, committed + (1 << 20));
+  EXPECT_LT(used_pages(), pages + (1 << 20) / 512);
+  EXPECT_EQ((*store)->stats()->grants, 1u);
+  EXPECT_EQ(*(*store)->verify(), "");
+}
+
 TEST(ShmTable, AUsersLimitHoldsForWhatUnlockingSplits) {
   RecordingSink sink;
   ShmStore::Options options;
@@ -103,7 +160,7 @@ TEST(ShmTable, FullSharedMemoryIsEnolckNotSigbus) {
   EXPECT_TRUE(in_child([] {
     if (::unshare(CLONE_NEWNS) != 0) return false;
     if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return false;
-    const std::string size = "size=" + std::to_string(shm::kCellsAt + (4 << 20));
+    const std::string size = "size=" + std::to_string(shm::cells_at(256ULL << 20) + (4 << 20));
     if (::mount("none", "/dev/shm", "tmpfs", 0, size.c_str()) != 0) return false;
     RecordingSink sink;
     const auto store = make_store("shm", sink);
@@ -163,72 +220,71 @@ TEST(ShmTable, NobodyElseHasRightsAndNothingStays) {
   EXPECT_NE(::access(registry_file(table).c_str(), F_OK), 0);
 }
 
-// From outside, as another version or a stray write would. False if the header could not be mapped.
-bool change_header(const std::string& table, const std::function<void(shm::Header&)>& fn) {
-  const int fd = ::open(region_path(table).c_str(), O_RDWR | O_CLOEXEC);
-  if (fd < 0) return false;
-  void* at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  ::close(fd);
-  if (at == MAP_FAILED) return false;
-  fn(*static_cast<shm::Header*>(at));
-  ::munmap(at, 4096);
-  return true;
+// A table of another format that somebody uses: of him only the byte in the registry is there.
+struct ForeignTable {
+  std::string table{unique_table()}, region;
+  std::optional<shm::Registry> user;
+
+  explicit ForeignTable(const std::function<void(shm::Header&)>& change) {
+    auto registry = shm::Registry::open(table);
+    auto name = shm::Registry::fresh_region_name(table);
+    if (!registry || !name || !registry->set_region_name(*name)) return;
+    region = *name;
+    const auto made = shm::Region::create(region, 256ULL << 20);
+    if (!made || !registry->claim(0)) return;
+    change((*made)->header());
+    user = std::move(*registry);
+  }
+  ~ForeignTable() { shm::Region::remove(region); }
+};
+
+ShmStore::Options options_for(const std::string& table) {
+  ShmStore::Options options;
+  options.table = table;
+  options.table_max = 256ULL << 20;
+  return options;
 }
 
 TEST(ShmTable, AnotherFormatIsRefusedWhileUsedAndReplacedAfter) {
   for (const bool damage : {false, true}) {
-    const std::string table = unique_table();
-    RecordingSink sink;
-    auto first = make_store("shm", sink, table);
-    ASSERT_NE(first, nullptr);
-    ASSERT_TRUE(change_header(table, [damage](shm::Header& header) {
+    ForeignTable foreign{[damage](shm::Header& header) {
       if (damage) {
-        header.created_at ^= 1;  // the checksum no longer fits
+        header.identity.created_at ^= 1;  // the checksum no longer fits
       } else {
-        header.format += 1;
-        header.checksum = shm::header_checksum(header);
+        header.identity.format += 1;
+        header.identity.checksum = shm::checksum_of(header.identity);
       }
-    }));
-    ShmStore::Options options;
-    options.table = table;
-    options.table_max = 256ULL << 20;
+    }};
+    ASSERT_TRUE(foreign.user.has_value());
+    const ShmStore::Options options = options_for(foreign.table);
     RecordingSink other;
     EXPECT_EQ(ShmStore::attach(options, other).error(), errno_code(damage ? EIO : EPROTO));
     if (!damage) {
-      EXPECT_EQ(ShmStore::formats(table).rfind(
-                    "format " + std::to_string(shm::kTableFormat + 1) + " (layout ", 0),
+      const std::string formats = ShmStore::formats(foreign.table);
+      EXPECT_EQ(formats.rfind("format " + std::to_string(shm::kTableFormat + 1) + " (layout ", 0),
                 0u)
-          << ShmStore::formats(table);
-      EXPECT_NE(ShmStore::formats(table).find("this latchfs has " +
-                                              std::to_string(shm::kTableFormat) + " (layout "),
+          << formats;
+      EXPECT_NE(formats.find("this latchfs has " + std::to_string(shm::kTableFormat) + " (layout "),
                 std::string::npos);
     }
-    EXPECT_FALSE(take(*first, request(*first, 1))) << "those who use it go on";
-    const std::string old = region_path(table);
     // Gone without a word: the table stays behind, and the next mount replaces it.
-    ASSERT_TRUE(in_child([&] { return true; }));
-    first.reset();
+    foreign.user.reset();
     auto again = ShmStore::attach(options, other);
     ASSERT_TRUE(again.ok()) << again.error().message();
-    EXPECT_NE(::access(old.c_str(), F_OK), 0);
+    EXPECT_NE(::access(("/dev/shm/" + foreign.region).c_str(), F_OK), 0);
   }
 }
 
 // A header of another format may have all else at other places.
 TEST(ShmTable, AnotherFormatIsKnownByItsNumberAlone) {
-  const std::string table = unique_table();
-  RecordingSink sink;
-  auto first = make_store("shm", sink, table);
-  ASSERT_NE(first, nullptr);
-  ASSERT_TRUE(change_header(table, [](shm::Header& header) {
-    header.format += 1;
+  const ForeignTable foreign{[](shm::Header& header) {
+    header.identity.format += 1;
     header.ready.store(0);
-    header.region_bytes = 1;
-  }));
-  ShmStore::Options options;
-  options.table = table;
+    header.identity.region_bytes = 1;
+  }};
+  ASSERT_TRUE(foreign.user.has_value());
   RecordingSink other;
-  EXPECT_EQ(ShmStore::attach(options, other).error(), errno_code(EPROTO));
+  EXPECT_EQ(ShmStore::attach(options_for(foreign.table), other).error(), errno_code(EPROTO));
 }
 
 TEST(ShmTable, ATableInUseWhoseNameWasRemovedIsNotDoubled) {

@@ -15,6 +15,10 @@ class HeapArena {
   [[nodiscard]] const T& get(lock::Ref ref) const {
     return *reinterpret_cast<const T*>(cell(ref));
   }
+  template <class T>
+  [[nodiscard]] bool could_be(lock::Ref) const {
+    return true;  // chunks stay
+  }
   template <class T, class V>
   void set(const T& field, V value) {
     const_cast<T&>(field) = static_cast<T>(value);

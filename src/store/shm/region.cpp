@@ -61,7 +61,7 @@ Result<std::unique_ptr<Region>> Region::create(const std::string& name, std::uin
       remove(name);
       return ec;
     }
-    if (const auto r = commit_memory(fd, 0, kCellsAt); !r) {
+    if (const auto r = commit_memory(fd, 0, kChunksAt); !r) {
       remove(name);
       return r.error();
     }
@@ -69,18 +69,20 @@ Result<std::unique_ptr<Region>> Region::create(const std::string& name, std::uin
     std::unique_ptr<Region> region{new Region{std::move(object), std::move(map)}};
     // Fresh tmpfs pages are zero: what needs no other value is already there.
     auto& h = *new (region->base()) Header;
-    h.magic = kMagic;
-    h.format = kTableFormat;
-    h.layout_hash = kLayoutHash;
-    h.region_bytes = bytes;
+    Identity& id = region->identity_;
+    id.magic = kMagic;
+    id.format = kTableFormat;
+    id.layout_hash = kLayoutHash;
+    id.region_bytes = bytes;
     const std::string boot = boot_id();
-    std::memcpy(h.boot_id.data(), boot.data(), std::min(boot.size(), h.boot_id.size() - 1));
-    h.created_at = realtime_ns();
-    h.checksum = header_checksum(h);
-    h.changed_at.store(h.created_at);
+    std::memcpy(id.boot_id.data(), boot.data(), std::min(boot.size(), id.boot_id.size() - 1));
+    id.created_at = realtime_ns();
+    id.checksum = checksum_of(id);
+    h.identity = id;
+    h.changed_at.store(id.created_at);
     // Owner ids must not come back in a later table: they carry the mount's number.
-    h.next_mount_id.store(static_cast<std::uint64_t>(h.created_at / 1'000'000'000) << 20);
-    h.frontier.store(kCellsAt);
+    h.next_mount_id.store(static_cast<std::uint64_t>(id.created_at / 1'000'000'000) << 20);
+    h.space.frontier = cells_at(bytes);
     int err = h.grow_mu.init();
     for (std::uint32_t i = 0; i < kShardCount && err == 0; ++i) err = region->shard(i).mu.init();
     if (err != 0) {
@@ -106,13 +108,15 @@ Result<std::unique_ptr<Region>> Region::open(const std::string& name) {
     bip::mapped_region map{object, bip::read_write, 0, bytes};
     std::unique_ptr<Region> region{new Region{std::move(object), std::move(map)}};
     const Header& h = region->header();
+    const Identity& id = h.identity;
     // Before anything whose place in the header another format may have changed.
-    if (h.magic == kMagic && h.format != kTableFormat) return errno_code(EPROTO);
+    if (id.magic == kMagic && id.format != kTableFormat) return errno_code(EPROTO);
     if (h.ready.load(std::memory_order_acquire) != kMagic) return errno_code(ESTALE);
-    if (h.magic != kMagic || h.checksum != header_checksum(h)) return errno_code(EIO);
-    if (h.layout_hash != kLayoutHash) return errno_code(EPROTO);
-    if (h.region_bytes != bytes || bytes < kMinRegion) return errno_code(EIO);
-    if (boot_id() != h.boot_id.data()) return errno_code(ESTALE);
+    if (id.magic != kMagic || id.checksum != checksum_of(id)) return errno_code(EIO);
+    if (id.layout_hash != kLayoutHash) return errno_code(EPROTO);
+    if (id.region_bytes != bytes || bytes < kMinRegion) return errno_code(EIO);
+    if (boot_id() != id.boot_id.data()) return errno_code(ESTALE);
+    region->identity_ = id;
     return region;
   } catch (const bip::interprocess_exception& e) {
     return from_boost(e);
@@ -125,8 +129,8 @@ std::string Region::format_of(const std::string& name) {
   try {
     const bip::shared_memory_object object{bip::open_only, name.c_str(), bip::read_only};
     const bip::mapped_region map{object, bip::read_only, 0, sizeof(Header)};
-    const auto& h = *static_cast<const Header*>(map.get_address());
-    if (h.magic == kMagic) return format_text(h.format, h.layout_hash);
+    const Identity& id = static_cast<const Header*>(map.get_address())->identity;
+    if (id.magic == kMagic) return format_text(id.format, id.layout_hash);
   } catch (const bip::interprocess_exception&) {
     // Gone, or not ours to read.
   }
@@ -137,11 +141,38 @@ void Region::remove(const std::string& name) noexcept {
   bip::shared_memory_object::remove(name.c_str());
 }
 
-Result<std::uint64_t> Region::commit_chunk() {
-  const std::uint64_t offset = header().frontier.load();
+Result<void> Region::commit_chunk(Chunk chunk) {
+  const std::uint64_t offset = std::uint64_t{chunk} * kChunkBytes;
   if (offset + kChunkBytes > bytes()) return errno_code(ENOSPC);
-  if (const auto r = commit_memory(fd(), offset, kChunkBytes); !r) return r.error();
-  return offset;
+  const std::uint64_t record = kChunksAt + std::uint64_t{chunk} * sizeof(ChunkRec);
+  if (const auto r = commit_memory(fd(), record, sizeof(ChunkRec)); !r) return r;
+  return commit_memory(fd(), offset, kChunkBytes);
+}
+
+// Refused: then it stays ours, to be used again.
+void Region::drop_chunk(Chunk chunk) noexcept {
+  (void)::fallocate(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                    static_cast<off_t>(chunk) * static_cast<off_t>(kChunkBytes),
+                    static_cast<off_t>(kChunkBytes));
+}
+
+bool Region::intact() const {
+  const Header& h = header();
+  const std::uint64_t frontier = __atomic_load_n(&h.space.frontier, __ATOMIC_RELAXED);
+  return std::memcmp(&h.identity, &identity_, sizeof identity_) == 0 &&
+         h.ready.load(std::memory_order_acquire) == kMagic && frontier % kChunkBytes == 0 &&
+         frontier >= cells_at(bytes()) && frontier <= bytes();
+}
+
+void Region::renew() noexcept {
+  Header& h = header();
+  h.ready.store(0);  // who opens it meanwhile, or after a death in here, finds it unfinished
+  h.identity = identity_;
+  h.space = {};
+  __atomic_store_n(&h.space.frontier, cells_at(bytes()), __ATOMIC_RELAXED);
+  (void)::fallocate(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(kChunksAt),
+                    static_cast<off_t>(bytes() - kChunksAt));
+  h.ready.store(kMagic, std::memory_order_release);
 }
 
 }  // namespace latchfs::shm

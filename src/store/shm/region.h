@@ -1,6 +1,7 @@
 // The mapped table: creation, check of its identity, growth. No locking rules here.
 #pragma once
 
+#include <algorithm>
 #include <boost/interprocess/mapped_region.hpp>
 #include <boost/interprocess/shared_memory_object.hpp>
 #include <cstdint>
@@ -36,10 +37,24 @@ class Region {
   [[nodiscard]] std::byte* base() const { return static_cast<std::byte*>(map_.get_address()); }
   [[nodiscard]] std::uint64_t bytes() const { return map_.get_size(); }
 
-  // Commits the memory of the chunk at the frontier, so that touching it cannot be SIGBUS; its
-  // offset. It is the caller's when he has moved the frontier; he holds grow_mu.
-  // ENOSPC: the region or the file system holding it is full.
-  Result<std::uint64_t> commit_chunk();
+  // By number: as many as the region has chunks. Only those below chunk_limit() have memory.
+  [[nodiscard]] ChunkRec* chunks() const { return reinterpret_cast<ChunkRec*>(base() + kChunksAt); }
+  [[nodiscard]] Chunk chunk_limit() const {
+    const std::uint64_t frontier = __atomic_load_n(&header().space.frontier, __ATOMIC_RELAXED);
+    return static_cast<Chunk>(std::min(frontier, bytes()) / kChunkBytes);
+  }
+
+  // Commits a chunk's memory and that of its record, so that touching them cannot be SIGBUS.
+  // ENOSPC: the region or the file system holding it is full. With grow_mu.
+  Result<void> commit_chunk(Chunk chunk);
+  // Its memory goes back to the system; read anew it is zeros. With grow_mu, when it is nobody's.
+  void drop_chunk(Chunk chunk) noexcept;
+
+  // Whether the header still says what it was made with, and the frontier can be true.
+  [[nodiscard]] bool intact() const;
+  // Says it again, and that nobody has any chunk, whose memory all goes back. With grow_mu and
+  // every shard's mutex.
+  void renew() noexcept;
 
   static std::string boot_id();
 
@@ -51,6 +66,7 @@ class Region {
 
   boost::interprocess::shared_memory_object object_;
   boost::interprocess::mapped_region map_;
+  Identity identity_{};  // as it was when this was made or opened
 };
 
 }  // namespace latchfs::shm

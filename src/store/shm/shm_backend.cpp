@@ -6,46 +6,59 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstring>
 #include <map>
 
 #include "base/log.h"
 #include "store/shm/doorbell.h"
 
 namespace latchfs::shm {
+namespace {
 
-// Only passed between run() and with_growth().
+// (Its end may have been written over.)
+std::string text_of(const std::array<char, 256>& field) {
+  return {field.data(), ::strnlen(field.data(), field.size())};
+}
+
+}  // namespace
+
 const std::error_code ShmBackend::kWantCells = errno_code(EXFULL);
+const std::error_code ShmBackend::kEmptied = errno_code(ERESTART);
 
-std::error_code ShmBackend::lock_shard(std::uint32_t i, lock::Effects& fx) {
+void ShmBackend::lock_shard(std::uint32_t i, lock::Effects& fx) {
   Shard& shard = region_->shard(i);
-  const auto how = shard.mu.lock();
-  if (how == RobustMutex::Locked::kBroken) return errno_code(EIO);
+  bool damaged = false;
+  const auto how = lock(shard.mu, damaged);
   if (how == RobustMutex::Locked::kOwnerDied) {
     log::warn("shard {} of table {}: its holder died; undoing {} stores", i, table_,
               shard.log_count);
-    ShmArena arena{region_->base(), region_->bytes(), shard};
-    if (!arena.rollback()) shard.broken = 1;
+    if (!ShmArena{*region_, i}.rollback()) damaged = true;
+    if (damaged) shard.emptying = 1;
     fault_point("shm.recovered");
     // Only now: a death in here finds the mutex still inconsistent.
     shard.mu.mark_consistent();
-    // What the dead one had announced is completed by run() of this very call, or, if this is not
-    // the call's target, here; without cells it stays announced for the next one.
-    if (shard.broken == 0) {
-      Table table{arena, shard.root, fx, mount_id_};
-      try {
-        table.recover();
-      } catch (...) {
-        // No cells, or no memory of our own.
-        arena.rollback();
-        fx.back_to_mark();
-      }
-    }
+  } else if (shard.log_count != 0) {
+    damaged = true;
   }
-  if (shard.broken != 0) {
-    shard.mu.unlock();
-    return errno_code(EIO);
+  if (damaged || shard.emptying != 0) {
+    empty_locked(i, damaged ? "its mutex or log makes no sense" : "it was being emptied", fx);
   }
-  return {};
+  if (how != RobustMutex::Locked::kOwnerDied) return;
+  // What the dead one had announced is completed by run() of this very call, or, if this is not the
+  // call's target, here; without cells it stays announced for the next one.
+  ShmArena arena{*region_, i};
+  Table table{arena, shard.root, fx, mount_id_};
+  try {
+    table.recover();
+  } catch (const lock::Damaged& what) {
+    arena.rollback();
+    fx.back_to_mark();
+    empty_locked(i, what.what, fx);
+  } catch (...) {
+    // No cells, or no memory of our own.
+    arena.rollback();
+    fx.back_to_mark();
+  }
 }
 
 std::error_code ShmBackend::log_full(std::uint32_t i) {
@@ -54,63 +67,100 @@ std::error_code ShmBackend::log_full(std::uint32_t i) {
   return errno_code(ENOLCK);
 }
 
-bool ShmBackend::grow(std::uint32_t i, lock::Effects& fx) {
-  Header& h = region_->header();
-  const auto how = h.grow_mu.lock();
-  if (how == RobustMutex::Locked::kBroken) {
-    if (complaint_.due()) log::error("table {} cannot grow: its mutex is broken", table_);
-    return false;
-  }
-  if (how == RobustMutex::Locked::kOwnerDied) {
-    mend_frontier(fx);
-    h.grow_mu.mark_consistent();
-  }
-  Result<bool> enough = false;
-  for (const bool small : {true, false}) {
-    enough = add_chunk(i, small, fx);
-    if (!enough.ok() || *enough) break;
-  }
-  h.grow_mu.unlock();
-  if (!enough.ok() && complaint_.due()) {
-    log::error("table {} cannot grow beyond {} bytes ({}): ENOLCK", table_, h.frontier.load(),
-               enough.error().message());
-  }
-  return enough.ok();
-}
-
-Result<bool> ShmBackend::add_chunk(std::uint32_t i, bool small, lock::Effects& fx) {
-  const auto chunk = region_->commit_chunk();
-  if (!chunk) return chunk.error();
-  if (const auto ec = lock_shard(i, fx)) return ec;
-  Shard& shard = region_->shard(i);
-  ShmArena arena{region_->base(), region_->bytes(), shard};
-  if (small && shard.small.count < 64) {
-    arena.add_chunk<lock::GrantRec>(*chunk);
-  } else {
-    arena.add_chunk<lock::OwnerRec>(*chunk);
-  }
-  arena.commit();
-  const bool enough = shard.small.count >= 64 && shard.large.count >= 64;
-  unlock_shard(i, fx);
-  // The shard's from the commit on; a death before this store is mended by the next one to grow.
-  fault_point("shm.grow");
-  region_->header().frontier.store(*chunk + kChunkBytes);
-  return enough;
-}
-
-// A dead holder of grow_mu may have given a shard a chunk and not moved the frontier: the next one
-// would give it to another shard too. Repairing the shards tells which chunks are theirs.
-void ShmBackend::mend_frontier(lock::Effects& fx) {
-  std::uint64_t end = kCellsAt;
+// A dead holder may have died giving a shard a chunk, or taking one: the log of that shard has the
+// old values of both sides. Whoever locks it undoes it; so all are locked once.
+void ShmBackend::lock_space(lock::Effects& fx) {
+  RobustMutex& mu = region_->header().grow_mu;
+  bool damaged = false;
+  if (lock(mu, damaged) != RobustMutex::Locked::kOwnerDied) return;
   for (std::uint32_t i = 0; i < kShardCount; ++i) {
-    const bool locked = !lock_shard(i, fx);
-    const std::uint64_t cells = region_->shard(i).cells;
-    // A damaged shard's too, if it can be: at worst some memory is lost.
-    if (cells % kChunkBytes == 0 && cells <= region_->bytes() - end) end += cells;
-    if (locked) unlock_shard(i, fx);
+    lock_shard(i, fx);
+    unlock_shard(i, fx);
   }
-  auto& frontier = region_->header().frontier;
-  frontier.store(std::max(frontier.load(), end));
+  mu.mark_consistent();
+}
+
+bool ShmBackend::grow(std::uint32_t i, lock::Effects& fx) {
+  lock_space(fx);
+  Result<void> grown = add_chunk(i, fx);
+  if (!grown && take_empty_chunks(0, fx) != 0) grown = add_chunk(i, fx);
+  region_->header().grow_mu.unlock();
+  if (!grown && complaint_.due()) {
+    log::error("table {} cannot grow beyond {} bytes ({}): ENOLCK", table_,
+               std::uint64_t{region_->chunk_limit()} * kChunkBytes, grown.error().message());
+  }
+  return grown.ok();
+}
+
+Chunk ShmBackend::next_chunk() {
+  Space& space = region_->header().space;
+  const Chunk first = static_cast<Chunk>(cells_at(region_->bytes()) / kChunkBytes);
+  const Chunk limit = region_->chunk_limit();
+  const Chunk given_back = space.given_back;
+  if (given_back == 0) return limit;
+  if (given_back >= first && given_back < limit && region_->chunks()[given_back].owner == 0) {
+    return given_back;
+  }
+  log::error("table {}: its list of unused memory is damaged and is given up", table_);
+  space.given_back = 0;
+  space.given_back_count = 0;
+  return limit;
+}
+
+Result<void> ShmBackend::add_chunk(std::uint32_t i, lock::Effects& fx) {
+  if (!region_->intact()) return errno_code(EIO);  // until somebody mends it
+  const Chunk chunk = next_chunk();
+  if (const auto r = region_->commit_chunk(chunk); !r) return r;
+  lock_shard(i, fx);
+  const auto ec = run(i, fx, [chunk](Table&, Arena& arena) { arena.gain(chunk); });
+  unlock_shard(i, fx);
+  fault_point("shm.grow");
+  return ec == kEmptied ? std::error_code{} : ec;
+}
+
+std::uint64_t ShmBackend::take_empty_chunks(std::uint32_t keep, lock::Effects& fx) {
+  constexpr std::size_t kAtOnce = 64;  // few enough for the log, and for those who wait
+  std::uint64_t taken = 0;
+  std::vector<Chunk> chunks;
+  chunks.reserve(kAtOnce);
+  for (std::uint32_t i = 0; i < kShardCount; ++i) {
+    const Shard& shard = region_->shard(i);
+    do {
+      chunks.clear();
+      if (__atomic_load_n(&shard.empty_count, __ATOMIC_RELAXED) <= keep && keep != 0) break;
+      lock_shard(i, fx);
+      const auto ec = run(i, fx, [&](Table&, Arena& arena) {
+        chunks.clear();
+        if (keep == 0) arena.close_last();
+        while (chunks.size() < kAtOnce && shard.empty_count > keep) {
+          const Chunk chunk = arena.lose();
+          if (chunk == 0) break;
+          chunks.push_back(chunk);
+        }
+      });
+      unlock_shard(i, fx);
+      if (ec) break;
+      fault_point("shm.shrink");
+      for (const Chunk chunk : chunks) region_->drop_chunk(chunk);
+      taken += chunks.size();
+    } while (chunks.size() == kAtOnce);
+  }
+  return taken;
+}
+
+void ShmBackend::shrink() {
+  // What the next burst of a shard is likely to want again; and less than one looks for.
+  constexpr std::uint32_t kKeep = 4;
+  bool any = false;
+  for (std::uint32_t i = 0; i < kShardCount && !any; ++i) {
+    any = __atomic_load_n(&region_->shard(i).empty_count, __ATOMIC_RELAXED) > kKeep;
+  }
+  if (!any) return;
+  lock::Effects fx;
+  lock_space(fx);
+  take_empty_chunks(kKeep, fx);
+  region_->header().grow_mu.unlock();
+  outside(fx);
 }
 
 UserSlot* ShmBackend::user_slot(std::uint32_t uid, bool create) {
@@ -146,6 +196,8 @@ bool ShmBackend::user_may_take(std::uint32_t uid) {
 }
 
 void ShmBackend::note_user_full(std::uint32_t uid) {
+  // (A count that was written over would lock him out for good.)
+  if (recount_.due()) recount_users();
   if (complaint_.due()) {
     log::warn("uid {} has {} locks, as many as max_locks_per_user allows: ENOLCK", uid,
               max_per_user_);
@@ -154,6 +206,7 @@ void ShmBackend::note_user_full(std::uint32_t uid) {
 
 void ShmBackend::outside(const lock::Effects& fx) noexcept {
   Header& h = region_->header();
+  if (fx.lost) tell_of_loss();
   for (const auto& [uid, delta] : fx.uid_delta) {
     if (delta == 0) continue;
     if (UserSlot* slot = user_slot(uid, true)) slot->count.fetch_add(delta);
@@ -176,11 +229,12 @@ void ShmBackend::outside(const lock::Effects& fx) noexcept {
 
 void ShmBackend::forget_ready(std::uint32_t i) {
   lock::Effects fx;
-  if (lock_shard(i, fx)) return;
-  if (region_->shard(i).root.ready == 0) {
-    region_->header().ready_shards.fetch_and(~(std::uint64_t{1} << i));
-  }
-  region_->shard(i).mu.unlock();
+  (void)locked(i, fx, [&](Table&) {
+    if (region_->shard(i).root.ready == 0) {
+      region_->header().ready_shards.fetch_and(~(std::uint64_t{1} << i));
+    }
+  });
+  outside(fx);
 }
 
 void ShmBackend::ring(MountSlot& slot) noexcept { ring_doorbell(slot.doorbell); }
@@ -194,25 +248,25 @@ Result<TableStats> ShmBackend::stats() {
   const Header& h = region_->header();
   TableStats out;
   out.table = table_;
-  out.format = h.format;
-  out.bytes_max = h.region_bytes;
-  out.bytes_committed = h.frontier.load();
+  out.format = h.identity.format;
+  out.bytes_max = region_->bytes();
   out.changed_at_ns = h.changed_at.load(std::memory_order_relaxed);
-  std::uint64_t free_bytes = 0;
-  std::uint64_t cells = 0;
+  out.bytes_committed = cells_at(region_->bytes());
   for (std::uint32_t i = 0; i < kShardCount; ++i) {
     lock::Effects fx;
-    if (const auto ec = lock_shard(i, fx)) return ec;
-    const Shard& shard = region_->shard(i);
-    out.files += shard.root.file_count;
-    out.grants += shard.root.grant_count;
-    out.owners += shard.root.owner_count;
-    out.waiters += shard.root.waiter_count;
-    cells += shard.cells;
-    free_bytes += shard.small.count * kCellBytes + shard.large.count * 2 * kCellBytes;
-    region_->shard(i).mu.unlock();
+    const auto ec = locked(i, fx, [&](Table&) {
+      const Shard& shard = region_->shard(i);
+      out.files += shard.root.file_count;
+      out.grants += shard.root.grant_count;
+      out.owners += shard.root.owner_count;
+      out.waiters += shard.root.waiter_count;
+      out.bytes_committed += shard.chunks * kChunkBytes;
+      out.bytes_used += (shard.chunks - shard.empty_count) * kChunkBytes -
+                        shard.small.room * kCellBytes - shard.large.room * 2 * kCellBytes;
+    });
+    outside(fx);
+    if (ec) return ec;
   }
-  out.bytes_used = cells - free_bytes;
   for (const MountSlot& slot : h.mounts) {
     const std::uint64_t id = slot.id.load(std::memory_order_acquire);
     if (id == 0) continue;
@@ -220,8 +274,8 @@ Result<TableStats> ShmBackend::stats() {
     info.id = id;
     info.pid = slot.pid;
     info.started_at_ns = slot.started_at;
-    info.source = slot.source.data();
-    info.mountpoint = slot.mountpoint.data();
+    info.source = text_of(slot.source);
+    info.mountpoint = text_of(slot.mountpoint);
     info.self = id == mount_id_;
     out.mounts.push_back(std::move(info));
   }

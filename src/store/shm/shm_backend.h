@@ -1,5 +1,6 @@
 // TableService's backend over the shared region: takes shard mutexes, repairs after the dead, gets
-// memory, counts per user, rings other daemons.
+// and gives back memory, counts per user, rings other daemons. What it does about damage is in
+// shm_damage.cpp.
 //
 // Lock order (docs/lock-order.md): Header::grow_mu, then shard mutexes in ascending order. Getting
 // memory (a system call) happens with no shard held.
@@ -36,11 +37,13 @@ class ShmBackend {
         sink_{sink},
         max_per_user_{max_per_user} {}
 
-  // Set once, before any other thread sees the store.
+  // Each set once, before any other thread sees the store.
   void registered(std::uint32_t slot, std::uint64_t id) {
     slot_ = slot;
     mount_id_ = id;
   }
+  // By the region's name a process that has it mapped is known.
+  void mapped_as(const std::string& name) { mapped_name_ = "/" + name; }
 
   [[nodiscard]] static constexpr std::uint32_t shard_count() { return kShardCount; }
   [[nodiscard]] static std::uint32_t shard_of(FileId id) {
@@ -52,7 +55,8 @@ class ShmBackend {
   [[nodiscard]] GrantSink& sink() const { return sink_; }
   [[nodiscard]] Region& region() const { return *region_; }
   [[nodiscard]] bool has_ready(std::uint32_t i) const {
-    return (region_->header().ready_shards.load(std::memory_order_acquire) >> i & 1) != 0;
+    return (region_->header().ready_shards.load(std::memory_order_acquire) >> i & 1) != 0 ||
+           __atomic_load_n(&region_->shard(i).root.ready, __ATOMIC_RELAXED) != 0;
   }
   [[nodiscard]] std::uint32_t range_waiters(std::uint32_t i) const {
     return region_->shard(i).root.range_waiters;
@@ -65,9 +69,9 @@ class ShmBackend {
 
   template <class Fn>
   std::error_code locked(std::uint32_t i, lock::Effects& fx, Fn&& fn) {
-    return with_growth(i, fx, [&](lock::Effects& effects) {
-      if (const auto ec = lock_shard(i, effects)) return ec;
-      const auto ec = run(i, effects, [&](Table& table) { fn(table); });
+    return until_done(i, fx, [&](lock::Effects& effects) {
+      lock_shard(i, effects);
+      const auto ec = run(i, effects, [&](Table& table, Arena&) { fn(table); });
       unlock_shard(i, effects);
       return ec;
     });
@@ -75,17 +79,12 @@ class ShmBackend {
 
   template <class Fn>
   std::error_code all_locked(std::uint32_t target, lock::Effects& fx, Fn&& fn) {
-    return with_growth(target, fx, [&](lock::Effects& effects) {
-      std::error_code ec;
-      std::uint32_t held = 0;
-      for (; held < kShardCount && !ec; ++held) ec = lock_shard(held, effects);
-      if (ec) --held;  // the one that could not be had
-      if (!ec) {
-        ec = run(target, effects, [&](Table& table) {
-          fn(table, [&](std::uint32_t i) { return View{*this, i, effects}; });
-        });
-      }
-      while (held-- > 0) unlock_shard(held, effects);
+    return until_done(target, fx, [&](lock::Effects& effects) {
+      for (std::uint32_t i = 0; i < kShardCount; ++i) lock_shard(i, effects);
+      const auto ec = run(target, effects, [&](Table& table, Arena&) {
+        fn(table, [&](std::uint32_t i) { return View{*this, i, effects}; });
+      });
+      for (std::uint32_t i = kShardCount; i-- > 0;) unlock_shard(i, effects);
       return ec;
     });
   }
@@ -101,6 +100,21 @@ class ShmBackend {
   // Clears the bit of shards without ready waiters left.
   void forget_ready(std::uint32_t i);
 
+  // Gives memory that shards have nothing in back to the system, but for a little of each.
+  void shrink();
+
+  // ---- damage (docs/recovery.md) ----
+  // "" or what is wrong with the memory of a shard that is locked by the caller's step.
+  [[nodiscard]] std::string check_store(std::uint32_t i) const;
+  // A shard whose records were found wrong is made an empty one, loudly.
+  void empty(std::uint32_t i, const std::string& why);
+  // Makes a damaged header, and with it the table, anew. False: it is as it should be.
+  bool mend_header();
+  // How often a shard was emptied. Who waited in it before waits in vain.
+  [[nodiscard]] std::uint32_t losses(std::uint32_t i) const {
+    return region_->shard(i).losses.load(std::memory_order_acquire);
+  }
+
  private:
   void unlock_shard(std::uint32_t i, lock::Effects& fx) {
     Shard& shard = region_->shard(i);
@@ -108,76 +122,103 @@ class ShmBackend {
     shard.mu.unlock();
   }
 
+  struct DamagedElsewhere {
+    std::uint32_t shard;
+    const char* what;
+  };
+
   // A table to read another shard through, while all are locked.
   class View {
    public:
     View(ShmBackend& backend, std::uint32_t i, lock::Effects& fx)
-        : arena_{backend.region_->base(), backend.region_->bytes(), backend.region_->shard(i)},
+        : shard_{i},
+          arena_{backend.region(), i},
           table_{arena_, backend.region_->shard(i).root, fx, backend.mount_id_} {}
     void posix_blockers_of(std::uint64_t mount, std::uint64_t key,
                            std::vector<std::pair<std::uint64_t, std::uint64_t>>& out) const {
-      table_.posix_blockers_of(mount, key, out);
+      try {
+        table_.posix_blockers_of(mount, key, out);
+      } catch (const lock::Damaged& damaged) {
+        throw DamagedElsewhere{shard_, damaged.what};
+      }
     }
 
    private:
+    std::uint32_t shard_;
     ShmArena arena_;
     Table table_;
   };
 
-  enum class Cells : std::uint8_t { kEnough, kWanted };
-  struct WantCells {};
-
+  // step(), again after what it lacked was got or what it stumbled over was mended.
   template <class Step>
-  std::error_code with_growth(std::uint32_t i, lock::Effects& fx, Step&& step) {
+  std::error_code until_done(std::uint32_t i, lock::Effects& fx, Step&& step) {
+    constexpr int kMostTries = 1000;
     fx.clear();
     for (int tries = 0;; ++tries) {
       fx.now = realtime_ns();
       fx.mono = monotonic_ns();
-      std::error_code ec = step(fx);
-      if (ec != kWantCells) return ec;
-      if (fx.no_growth || tries > 1000) return errno_code(ENOLCK);
+      const std::error_code ec = step(fx);
+      if (ec != kWantCells && ec != kEmptied) return ec;
+      if (tries > kMostTries) return errno_code(ENOLCK);
+      if (ec == kEmptied) continue;
+      if (fx.no_growth) return errno_code(ENOLCK);
       if (!grow(i, fx)) fx.no_growth = true;
     }
   }
 
-  // Runs fn as one step on a locked shard; kWantCells if memory must be got first.
+  // Runs fn as one step on a locked shard. kWantCells: memory must be got first; kEmptied: what it
+  // found was damaged, and is gone now.
   template <class Fn>
   std::error_code run(std::uint32_t i, lock::Effects& fx, Fn&& fn) {
     Shard& shard = region_->shard(i);
-    ShmArena arena{region_->base(), region_->bytes(), shard};
+    ShmArena arena{*region_, i};
     Table table{arena, shard.root, fx, mount_id_};
+    std::error_code ec;
     try {
       if (table.recovery_due()) table.recover();  // ran out of cells half-way before
-      fn(table);
+      fn(table, arena);
       arena.commit();
       fx.mark();
       return {};
     } catch (const lock::NeedCells&) {
-      arena.rollback();
-      fx.back_to_mark();
-      return kWantCells;
+      ec = kWantCells;
     } catch (const LogFull&) {
-      arena.rollback();
-      fx.back_to_mark();
-      return log_full(i);
+      ec = log_full(i);
     } catch (const std::bad_alloc&) {
-      arena.rollback();
-      fx.back_to_mark();
-      return errno_code(ENOMEM);
+      ec = errno_code(ENOMEM);
+    } catch (const lock::Damaged& damaged) {
+      empty_locked(i, damaged.what, fx);
+      ec = kEmptied;
+    } catch (const DamagedElsewhere& damaged) {
+      empty_locked(damaged.shard, damaged.what, fx);
+      ec = kEmptied;
     }
+    if (!arena.rollback()) empty_locked(i, "its log makes no sense", fx);
+    fx.back_to_mark();
+    return ec;
   }
 
-  // Repairs the shard if its last holder died in it.
-  std::error_code lock_shard(std::uint32_t i, lock::Effects& fx);
+  // Waits for it. What is no mutex any more, or held by nobody that could hold it, is mended.
+  // damaged: set if it was no mutex.
+  RobustMutex::Locked lock(RobustMutex& mu, bool& damaged);
+  [[nodiscard]] bool could_hold(std::uint32_t tid) const;
+  // Repairs the shard if its last holder died in it, or it was damaged.
+  void lock_shard(std::uint32_t i, lock::Effects& fx);
+  void empty_locked(std::uint32_t i, const char* why, lock::Effects& fx) noexcept;
+  void tell_of_loss() noexcept;
   std::error_code log_full(std::uint32_t i);
-  // A chunk of each cell size that is short. False (logged): there is no more memory.
+  // One more chunk. False (logged): there is no more memory.
   bool grow(std::uint32_t i, lock::Effects& fx);
-  // With grow_mu. Whether the shard has enough of both sizes then.
-  Result<bool> add_chunk(std::uint32_t i, bool small, lock::Effects& fx);
-  void mend_frontier(lock::Effects& fx);
+  void lock_space(lock::Effects& fx);
+  // With grow_mu:
+  Result<void> add_chunk(std::uint32_t i, lock::Effects& fx);
+  [[nodiscard]] Chunk next_chunk();
+  // Takes from each shard what it has nothing in, but for `keep` chunks. How many it got.
+  std::uint64_t take_empty_chunks(std::uint32_t keep, lock::Effects& fx);
   UserSlot* user_slot(std::uint32_t uid, bool create);
 
-  static const std::error_code kWantCells;
+  // Only passed between run() and until_done().
+  static const std::error_code kWantCells, kEmptied;
 
   std::unique_ptr<Region> region_;
   std::string table_;
@@ -185,7 +226,9 @@ class ShmBackend {
   std::uint64_t max_per_user_;
   std::uint32_t slot_{};
   std::uint64_t mount_id_{};
+  std::string mapped_name_;  // of the region, as /proc/PID/maps shows it; "" not known
   Seldom complaint_{1'000'000'000};
+  Seldom recount_{60'000'000'000};
   Mutex verify_mu_;
   std::string last_verify_ GUARDED_BY(verify_mu_);
 };

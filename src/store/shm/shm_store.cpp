@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -31,13 +32,41 @@ void copy_text(std::array<char, 256>& to, const std::string& from) {
   std::memcpy(to.data(), from.data(), std::min(from.size(), to.size() - 1));
 }
 
-// mount_count anew, but for the slot that is being left. Counting up and down instead would stay
-// wrong after a death between that and the change of the slot.
-void count_mounts(Header& h, const MountSlot* leaving = nullptr) {
+// Of slots in use, but for the one that is being left.
+std::uint32_t mounts_in(const Header& h, const MountSlot* leaving = nullptr) {
   std::uint32_t n = 0;
   for (const MountSlot& slot : h.mounts) n += &slot != leaving && slot.id.load() != 0 ? 1 : 0;
-  h.mount_count.store(n, std::memory_order_release);
+  return n;
 }
+
+// mount_count anew. Counting up and down instead would stay wrong after a death between that and
+// the change of the slot.
+void count_mounts(Header& h, const MountSlot* leaving = nullptr) {
+  h.mount_count.store(mounts_in(h, leaving), std::memory_order_release);
+}
+
+std::uint64_t own_pid_namespace() {
+  struct stat st {};
+  return ::stat("/proc/self/ns/pid", &st) == 0 ? st.st_ino : 0;
+}
+
+// No number of a mount comes back, whatever was written over the counter.
+std::uint64_t new_mount_id(Header& h, std::int64_t now) {
+  std::uint64_t least = static_cast<std::uint64_t>(h.identity.created_at / 1'000'000'000) << 20;
+  const std::uint64_t most = static_cast<std::uint64_t>(now / 1'000'000'000 + 1) << 20;
+  for (const MountSlot& slot : h.mounts) {
+    if (slot.id.load() < most) least = std::max(least, slot.id.load() + 1);
+  }
+  const std::uint64_t next = h.next_mount_id.load();
+  const std::uint64_t id = next >= least && next < most ? next : std::max(least, most - (1 << 20));
+  h.next_mount_id.store(id + 1);
+  return id;
+}
+
+// Who uses the table mends a damaged header within a second or two.
+constexpr int kMendTries = 20;
+constexpr useconds_t kMendStepUs = 150'000;
+bool being_mended(std::error_code ec) { return ec == errno_code(EIO) || ec == errno_code(ESTALE); }
 
 bool anybody_alive(const Registry& registry) {
   for (std::uint32_t i = 0; i < kMaxMounts; ++i) {
@@ -87,6 +116,7 @@ ShmStore::ShmStore(std::unique_ptr<Region> region, Registry registry, const Opti
     : TableService{std::move(region), options.table, sink, options.max_locks_per_user},
       registry_{std::move(registry)},
       table_{options.table},
+      options_{options},
       poke_{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)} {}
 
 std::string ShmStore::formats(const std::string& table) {
@@ -99,17 +129,21 @@ std::string ShmStore::formats(const std::string& table) {
 Result<std::unique_ptr<ShmStore>> ShmStore::attach(const Options& options, GrantSink& sink) {
   auto registry = Registry::open(options.table);
   if (!registry) return registry.error();
-  if (const auto r = registry->lock(); !r) return r.error();
   std::string name;
-  auto region = open_or_create(*registry, options, name);
-  if (!region) {
+  Result<std::unique_ptr<Region>> region = errno_code(EIO);
+  for (int tries = 0; !region; ++tries) {
+    if (const auto r = registry->lock(); !r) return r.error();
+    region = open_or_create(*registry, options, name);
+    if (region) break;
     registry->unlock();
-    return region.error();
+    if (!being_mended(region.error()) || tries == kMendTries) return region.error();
+    ::usleep(kMendStepUs);
   }
   std::unique_ptr<ShmStore> store{
       new ShmStore{std::move(*region), std::move(*registry), options, sink}};
   store->region_name_ = name;
-  const auto joined = store->join(options);
+  store->backend_.mapped_as(name);
+  const auto joined = store->join();
   store->registry_.unlock();
   if (!joined) return joined.error();
   store->start_threads();
@@ -117,21 +151,24 @@ Result<std::unique_ptr<ShmStore>> ShmStore::attach(const Options& options, Grant
 }
 
 // The registry is locked.
-Result<void> ShmStore::join(const Options& options) {
+Result<void> ShmStore::join() {
   if (!poke_) return last_errno();
   Header& h = backend_.region().header();
+  std::uint64_t maker = 0;
+  const std::uint64_t ours = own_pid_namespace();
+  if (!h.pid_namespace.compare_exchange_strong(maker, ours) && maker != ours) {
+    h.several_pid_namespaces.store(1);
+  }
   reap_the_dead(true);
   for (std::uint32_t i = 0; i < kMaxMounts; ++i) {
     MountSlot& slot = h.mounts[i];
     if (slot.id.load() != 0 || registry_.alive(i)) continue;
     if (const auto r = registry_.claim(i); !r) continue;
-    slot.pid = static_cast<std::uint32_t>(::getpid());
-    slot.started_at = realtime_ns();
-    slot.believes_ms.store(options.believes_ms);
-    copy_text(slot.source, options.source);
-    copy_text(slot.mountpoint, options.mountpoint);
-    const std::uint64_t id = h.next_mount_id.fetch_add(1);
+    const std::uint64_t id = new_mount_id(h, realtime_ns());
     backend_.registered(i, id);
+    started_at_ = realtime_ns();
+    describe(slot);
+    for (std::uint32_t k = 0; k < shm::kShardCount; ++k) losses_seen_[k] = backend_.losses(k);
     // Before it is counted: whoever dies in between is found, reaped, and not counted.
     slot.id.store(id, std::memory_order_release);
     count_mounts(h);
@@ -144,6 +181,14 @@ Result<void> ShmStore::join(const Options& options) {
     return {};
   }
   return errno_code(EUSERS);
+}
+
+void ShmStore::describe(MountSlot& slot) const {
+  slot.pid = static_cast<std::uint32_t>(::getpid());
+  slot.started_at = started_at_;
+  slot.believes_ms.store(options_.believes_ms);
+  copy_text(slot.source, options_.source);
+  copy_text(slot.mountpoint, options_.mountpoint);
 }
 
 ShmStore::~ShmStore() {
@@ -192,9 +237,12 @@ void ShmStore::doorbell_loop() {
   auto& bell = h.mounts[backend_.slot()].doorbell;
   std::uint32_t seen = bell.load(std::memory_order_acquire) - 1;
   while (!stopping_.load()) {
+    tell_of_losses();
     const std::uint32_t now = bell.load(std::memory_order_acquire);
     if (now == seen) {
       shm::wait_doorbell(bell, seen, kWatchIntervalMs);
+      // Nobody has to ring for it to be found, if late.
+      if (bell.load(std::memory_order_acquire) == seen) collect_ready();
       continue;
     }
     seen = now;
@@ -208,6 +256,36 @@ void ShmStore::doorbell_loop() {
       log::warn("the watcher could not be woken");
     }
   }
+}
+
+// Whoever waited in a shard that was emptied would wait for ever.
+void ShmStore::tell_of_losses() {
+  std::uint64_t lost = 0;
+  for (std::uint32_t i = 0; i < shm::kShardCount; ++i) {
+    const std::uint32_t now = backend_.losses(i);
+    if (std::exchange(losses_seen_[i], now) != now) lost |= std::uint64_t{1} << i;
+  }
+  if (lost == 0) return;
+  backend_.sink().lost(
+      [lost](FileId file) { return (lost >> shm::ShmBackend::shard_of(file) & 1) != 0; });
+}
+
+// Once a second: what something may have written over is noticed where nobody stumbles over it.
+void ShmStore::look_after_the_table() {
+  backend_.mend_header();
+  Header& h = backend_.region().header();
+  MountSlot& mine = h.mounts[backend_.slot()];
+  if (mine.id.load() != mount_id() || mine.pid != static_cast<std::uint32_t>(::getpid()) ||
+      mine.believes_ms.load() != options_.believes_ms) {
+    log::error("table {}: this mount's place in it was overwritten; written again", table_);
+    describe(mine);
+    mine.id.store(mount_id(), std::memory_order_release);
+  }
+  if (mounts_in(h) != h.mount_count.load() && registry_.try_lock()) {
+    count_mounts(h);
+    registry_.unlock();
+  }
+  backend_.shrink();
 }
 
 bool ShmStore::reap_the_dead(bool registry_locked) {
@@ -318,6 +396,7 @@ void ShmStore::watch_loop() {
     const bool was_dead = reap_the_dead(false);
     if (was_dead) continue;
     keep_the_name();
+    look_after_the_table();
     int timeout = kWatchIntervalMs;
     ::poll(fds.data(), fds.size(), timeout);
     std::uint64_t count = 0;

@@ -1,6 +1,7 @@
 // The lock table in shared memory, as one mount sees it.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -30,8 +31,8 @@ class ShmStore final : public TableService<shm::ShmBackend> {
 
   // Joins the table, or makes it. Reaps what dead mounts left in it. EINVAL (name, size), EPERM
   // (its directory is not ours alone), EPROTO (in use in another format: formats()), EIO (in use
-  // and damaged), ENOENT (in use, but its memory was taken out of /dev/shm), ENOSPC, EUSERS (256
-  // mounts already). The sink must outlive the store.
+  // and damaged, and nobody mends it within three seconds), ENOENT (in use, but its memory was
+  // taken out of /dev/shm), ENOSPC, EUSERS (256 mounts already). The sink must outlive the store.
   static Result<std::unique_ptr<ShmStore>> attach(const Options& options, GrantSink& sink);
 
   // The table's format and ours, for a message.
@@ -55,7 +56,7 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   ShmStore(std::unique_ptr<shm::Region> region, shm::Registry registry, const Options& options,
            GrantSink& sink);
 
-  Result<void> join(const Options& options);
+  Result<void> join();
   void start_threads();
   void stop_threads();
   void doorbell_loop();
@@ -63,6 +64,9 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   // Reaps every registered mount that is dead. True if there was one and its slot is free now.
   bool reap_the_dead(bool registry_locked);
   void check_after_reaping();
+  void describe(shm::MountSlot& slot) const;
+  void tell_of_losses();
+  void look_after_the_table();
   std::vector<UniqueFd> peers_alive();
   void keep_the_name();
   // False: a table in use has it.
@@ -75,6 +79,9 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   std::uint64_t last_reaped_{};  // the watcher's, and join()'s before it
   bool name_lost_{};             // and said so
   const std::string table_;
+  const Options options_;
+  std::int64_t started_at_{};
+  std::array<std::uint32_t, shm::kShardCount> losses_seen_{};  // the doorbell thread's
   std::string region_name_;
   std::atomic<bool> stopping_{false};
   UniqueFd poke_;  // eventfd: the set of mounts changed, or stop

@@ -1,0 +1,160 @@
+// What becomes of a table that something has written into that must not: docs/recovery.md, "A
+// damaged table".
+#include <linux/futex.h>
+
+#include <exception>
+#include <fstream>
+#include <string>
+
+#include "base/log.h"
+#include "store/shm/shm_backend.h"
+
+namespace latchfs::shm {
+
+namespace {
+
+std::string first_line(const std::string& path) {
+  std::ifstream in{path};
+  std::string line;
+  std::getline(in, line);
+  return line;
+}
+
+// The process of a thread; 0: there is none.
+std::uint32_t process_of(std::uint32_t tid) {
+  std::ifstream in{"/proc/" + std::to_string(tid) + "/status"};
+  std::uint32_t pid = 0;
+  for (std::string word; in >> word;) {
+    if (word == "Tgid:" && in >> pid) break;
+  }
+  return pid;
+}
+
+}  // namespace
+
+// Whether a thread of that number can be inside: only who has the table mapped can. When in doubt
+// it can: to take a mutex from its holder would be worse than to wait.
+bool ShmBackend::could_hold(std::uint32_t tid) const {
+  if (tid == 0) return false;
+  const Header& h = region_->header();
+  if (mapped_name_.empty() || h.several_pid_namespaces.load() != 0) return true;
+  const std::uint32_t pid = process_of(tid);
+  if (pid == 0) return false;
+  for (const MountSlot& slot : h.mounts) {
+    if (slot.id.load() != 0 && slot.pid == pid) return true;
+  }
+  // One that joins, or has left. (Not all may be looked into; but then it is one of our kind.)
+  std::ifstream maps{"/proc/" + std::to_string(pid) + "/maps"};
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find(mapped_name_) != std::string::npos) return true;
+  }
+  return !maps.eof() &&
+         first_line("/proc/" + std::to_string(pid) + "/comm") == first_line("/proc/self/comm");
+}
+
+RobustMutex::Locked ShmBackend::lock(RobustMutex& mu, bool& damaged) {
+  for (;;) {
+    const auto how = mu.lock();
+    switch (how) {
+      case RobustMutex::Locked::kClean:
+      case RobustMutex::Locked::kOwnerDied:
+        return how;
+      case RobustMutex::Locked::kBroken:
+        damaged = true;
+        log::error("table {}: a mutex was overwritten", table_);
+        mu.repair();
+        break;
+      case RobustMutex::Locked::kStuck: {
+        const std::uint32_t word = mu.word();
+        const std::uint32_t tid = word & FUTEX_TID_MASK;
+        if (word == 0 || (word & FUTEX_OWNER_DIED) != 0) break;
+        if (could_hold(tid)) {
+          if (complaint_.due())
+            log::warn("table {}: thread {} holds a mutex for long", table_, tid);
+          break;
+        }
+        log::error("table {}: a mutex is held by thread {}, which cannot have it", table_, tid);
+        mu.bury(word);
+        break;
+      }
+    }
+  }
+}
+
+// Its chunks are found by their records; what these say of others is not touched. A death in here
+// leaves `emptying`, and the next one begins again.
+void ShmBackend::empty_locked(std::uint32_t i, const char* why, lock::Effects& fx) noexcept {
+  Shard& shard = region_->shard(i);
+  log::error(
+      "shard {} of table {} is damaged ({}): it is emptied. All locks on files in it are lost, and "
+      "whoever waits for one gets EIO",
+      i, table_, why);
+  shard.emptying = 1;
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  shard.log_count = 0;
+  shard.root = {};
+  ShmArena{*region_, i}.gather_chunks();
+  shard.losses.fetch_add(1);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  shard.emptying = 0;
+  fx.lost = true;
+}
+
+void ShmBackend::empty(std::uint32_t i, const std::string& why) {
+  lock::Effects fx;
+  lock_shard(i, fx);
+  empty_locked(i, why.c_str(), fx);
+  unlock_shard(i, fx);
+  outside(fx);
+}
+
+// Nothing is locked here. The other daemons look once a second in any case.
+void ShmBackend::tell_of_loss() noexcept {
+  for (MountSlot& slot : region_->header().mounts) {
+    if (slot.id.load(std::memory_order_acquire) != 0) ring(slot);
+  }
+  try {
+    recount_users();
+  } catch (const std::exception& e) {
+    log::error("table {}: the locks of each user could not be counted: {}", table_, e.what());
+  }
+}
+
+std::string ShmBackend::check_store(std::uint32_t i) const {
+  try {
+    return ShmArena{*region_, i}.check_slabs();
+  } catch (const lock::Damaged& damaged) {
+    return damaged.what;
+  }
+}
+
+bool ShmBackend::mend_header() {
+  if (region_->intact()) return false;
+  Header& h = region_->header();
+  bool ignored = false;
+  const auto how = lock(h.grow_mu, ignored);
+  std::array<RobustMutex::Locked, kShardCount> found{};
+  for (std::uint32_t i = 0; i < kShardCount; ++i) found[i] = lock(region_->shard(i).mu, ignored);
+  const bool damaged = !region_->intact();
+  lock::Effects fx;
+  if (damaged) {
+    log::error("the header of table {} is damaged: the table is made anew", table_);
+    region_->renew();
+  }
+  for (std::uint32_t i = kShardCount; i-- > 0;) {
+    Shard& shard = region_->shard(i);
+    if (damaged) empty_locked(i, "with the header", fx);
+    // (Not damaged: who locks it next repairs what a dead holder left.)
+    if (found[i] == RobustMutex::Locked::kOwnerDied) {
+      if (!damaged && !ShmArena{*region_, i}.rollback()) shard.emptying = 1;
+      shard.mu.mark_consistent();
+    }
+    shard.mu.unlock();
+  }
+  if (how == RobustMutex::Locked::kOwnerDied) h.grow_mu.mark_consistent();
+  h.grow_mu.unlock();
+  outside(fx);
+  return damaged;
+}
+
+}  // namespace latchfs::shm
