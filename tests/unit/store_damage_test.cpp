@@ -93,7 +93,7 @@ void PrintTo(const Damage& d, std::ostream* os) { *os << d.what; }
 class ATableWrittenOver : public testing::TestWithParam<Damage> {};
 
 TEST_P(ATableWrittenOver, IsEmptiedOrMendedAndGoesOn) {
-  const std::uint64_t looks = std::exchange(shm::g_most_looks, 1'000'000);
+  const std::uint64_t looks = shm::g_most_looks.exchange(1'000'000);
   Ground ground;
   ASSERT_TRUE(ground.ready());
   GetParam().doing(ground);

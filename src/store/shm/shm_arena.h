@@ -29,7 +29,7 @@ struct LogFull {};
 
 // Records that a step may look at, beside some for each that the shard has: far more than any step
 // needs, and over in seconds. (Tests of what never ends make it less.)
-inline std::uint64_t g_most_looks = std::uint64_t{1} << 31;
+inline std::atomic<std::uint64_t> g_most_looks{std::uint64_t{1} << 31};
 
 class ShmArena {
  public:
@@ -45,8 +45,9 @@ class ShmArena {
         space_{region.header().space},
         shard_{region.shard(shard)},
         mine_{static_cast<std::uint8_t>(shard + 1)},
-        looks_{g_most_looks + kLooksPerCell * kChunkCells *
-                                  std::min<std::uint64_t>(shard_.chunks, limit_ - first_)} {}
+        looks_{g_most_looks.load(std::memory_order_relaxed) +
+               kLooksPerCell * kChunkCells *
+                   std::min<std::uint64_t>(shard_.chunks, limit_ - first_)} {}
 
   template <class T>
   [[nodiscard]] const T& get(lock::Ref ref) const {

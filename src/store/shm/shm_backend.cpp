@@ -109,9 +109,14 @@ Chunk ShmBackend::next_chunk() {
 
 Result<void> ShmBackend::add_chunk(std::uint32_t i, lock::Effects& fx) {
   if (!region_->intact()) return errno_code(EIO);  // until somebody mends it
+  const std::uint32_t before = losses(i);
   const Chunk chunk = next_chunk();
   if (const auto r = region_->commit_chunk(chunk); !r) return r;
   lock_shard(i, fx);
+  if (losses(i) != before) {  // with it the chunk's memory may have gone: mend_header()
+    unlock_shard(i, fx);
+    return {};
+  }
   const auto ec = run(i, fx, [chunk](Table&, Arena& arena) { arena.gain(chunk); });
   unlock_shard(i, fx);
   fault_point("shm.grow");

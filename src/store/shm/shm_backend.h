@@ -205,6 +205,7 @@ class ShmBackend {
   // Repairs the shard if its last holder died in it, or it was damaged.
   void lock_shard(std::uint32_t i, lock::Effects& fx);
   void empty_locked(std::uint32_t i, const char* why, lock::Effects& fx) noexcept;
+  void forget_all(std::uint32_t i) noexcept;
   void tell_of_loss() noexcept;
   std::error_code log_full(std::uint32_t i);
   // One more chunk. False (logged): there is no more memory.

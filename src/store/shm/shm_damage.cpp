@@ -81,23 +81,31 @@ RobustMutex::Locked ShmBackend::lock(RobustMutex& mu, bool& damaged) {
   }
 }
 
-// Its chunks are found by their records; what these say of others is not touched. A death in here
-// leaves `emptying`, and the next one begins again.
 void ShmBackend::empty_locked(std::uint32_t i, const char* why, lock::Effects& fx) noexcept {
-  Shard& shard = region_->shard(i);
   log::error(
       "shard {} of table {} is damaged ({}): it is emptied. All locks on files in it are lost, and "
       "whoever waits for one gets EIO",
       i, table_, why);
+  forget_all(i);
+  fx.lost = true;
+}
+
+// Its chunks are found by their records; what these say of others is not touched. A death in here
+// leaves `emptying`, and the next one begins again.
+void ShmBackend::forget_all(std::uint32_t i) noexcept {
+  Shard& shard = region_->shard(i);
   shard.emptying = 1;
   std::atomic_signal_fence(std::memory_order_seq_cst);
   shard.log_count = 0;
-  shard.root = {};
+  // (Some of it is read without the mutex.)
+  auto* words = reinterpret_cast<std::uint32_t*>(&shard.root);
+  for (std::size_t w = 0; w < sizeof shard.root / sizeof *words; ++w) {
+    __atomic_store_n(&words[w], 0U, __ATOMIC_RELAXED);
+  }
   ShmArena{*region_, i}.gather_chunks();
   shard.losses.fetch_add(1);
   std::atomic_signal_fence(std::memory_order_seq_cst);
   shard.emptying = 0;
-  fx.lost = true;
 }
 
 void ShmBackend::empty(std::uint32_t i, const std::string& why) {
@@ -128,22 +136,18 @@ std::string ShmBackend::check_store(std::uint32_t i) const {
   }
 }
 
+// Without grow_mu: no chunk is given or taken but with a shard's mutex, and who holds grow_mu finds
+// the shard's count of losses changed. (65 mutexes at once are more than TSan can follow.)
 bool ShmBackend::mend_header() {
   if (region_->intact()) return false;
-  Header& h = region_->header();
   bool ignored = false;
-  const auto how = lock(h.grow_mu, ignored);
   std::array<RobustMutex::Locked, kShardCount> found{};
   for (std::uint32_t i = 0; i < kShardCount; ++i) found[i] = lock(region_->shard(i).mu, ignored);
   const bool damaged = !region_->intact();
-  lock::Effects fx;
-  if (damaged) {
-    log::error("the header of table {} is damaged: the table is made anew", table_);
-    region_->renew();
-  }
+  if (damaged) region_->renew();
   for (std::uint32_t i = kShardCount; i-- > 0;) {
     Shard& shard = region_->shard(i);
-    if (damaged) empty_locked(i, "with the header", fx);
+    if (damaged) forget_all(i);
     // (Not damaged: who locks it next repairs what a dead holder left.)
     if (found[i] == RobustMutex::Locked::kOwnerDied) {
       if (!damaged && !ShmArena{*region_, i}.rollback()) shard.emptying = 1;
@@ -151,10 +155,13 @@ bool ShmBackend::mend_header() {
     }
     shard.mu.unlock();
   }
-  if (how == RobustMutex::Locked::kOwnerDied) h.grow_mu.mark_consistent();
-  h.grow_mu.unlock();
-  outside(fx);
-  return damaged;
+  if (!damaged) return false;
+  log::error(
+      "the header of table {} was damaged: the table is made anew. All locks are lost, and whoever "
+      "waits for one gets EIO",
+      table_);
+  tell_of_loss();
+  return true;
 }
 
 }  // namespace latchfs::shm

@@ -142,18 +142,20 @@ inline Chunk ShmArena::lose() {
 }
 
 inline void ShmArena::gather_chunks() {
-  shard_.small = {};
-  shard_.large = {};
-  shard_.empty = 0;
-  shard_.empty_count = 0;
-  shard_.chunks = 0;
+  std::uint32_t found = 0;
+  Chunk last = 0;
   for (Chunk at = first_; at < limit_; ++at) {
     if (owner_of(at) != mine_) continue;
-    chunks_[at] = ChunkRec{shard_.empty, 0, 0, 0, 0, mine_, 0};
-    shard_.empty = at;
-    ++shard_.empty_count;
-    ++shard_.chunks;
+    chunks_[at].next = last;
+    chunks_[at].width = 0;
+    last = at;
+    ++found;
   }
+  shard_.small = {};
+  shard_.large = {};
+  shard_.empty = last;
+  store(&shard_.empty_count, found);
+  shard_.chunks = found;
 }
 
 template <class T>
