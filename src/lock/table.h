@@ -78,6 +78,8 @@ class LockTable {
  public:
   // Own grants touched by one atomic step; bounds the log.
   static constexpr int kWideGrants = 8;
+  // Waiters that one atomic step refuses or points at another blocker: bounds the log too.
+  static constexpr int kWideWaiters = 32;
   // Up to as many waiters on a file their order is the kernel's own in all that it shows.
   static constexpr std::uint32_t kTreeWaiters = 64;
 

@@ -189,7 +189,14 @@ template <class A>
 void LockTable<A>::grant_waiters(Ref f, Ref by, std::uint64_t begin, std::uint64_t end,
                                  std::int64_t now, std::int64_t mono) {
   int granted = 0;
+  int changed = 0;  // otherwise
   bool announced = false;
+  // What is done so far comes true, the rest stays announced.
+  const auto commit_some = [&] {
+    announced = true;
+    a_.set(root_.regrant, Regrant{f, 0, begin, end});
+    commit_step();
+  };
   for (Ref w = file(f).wait_head; w != 0;) {
     const WaiterRec& rec = waiter(w);
     const Ref next = rec.next;
@@ -205,14 +212,11 @@ void LockTable<A>::grant_waiters(Ref f, Ref by, std::uint64_t begin, std::uint64
         if (!fx_.no_growth) throw NeedCells{};
         finish(w, ENOLCK);
         settle_owner(o);
+        if (++changed % kWideWaiters == 0) commit_some();
         w = next;
         continue;
       }
-      if (++granted % kWideGrants == 0) {
-        announced = true;
-        a_.set(root_.regrant, Regrant{f, 0, begin, end});
-        commit_step();
-      }
+      if (++granted % kWideGrants == 0) commit_some();
       const std::uint64_t got_begin = rec.begin;
       const std::uint64_t got_end = rec.end;
       a_.set(ow.fenced, std::uint8_t{0});
@@ -234,12 +238,16 @@ void LockTable<A>::grant_waiters(Ref f, Ref by, std::uint64_t begin, std::uint64
     if (rec.settle != 0 && !found.transient) {
       finish(w, EAGAIN);
       settle_owner(o);  // the file stays: the blocker holds it
+      if (++changed % kWideWaiters == 0) commit_some();
       w = next;
       continue;
     }
     const GrantRec& wall = grant(found.blocker);
     const bool moved = rec.blocker != wall.owner && blocker_of(w).blocker == found.blocker;
-    if (moved || retried(rec, by, begin)) retry(w);
+    if (moved || retried(rec, by, begin)) {
+      retry(w);
+      if (++changed % kWideWaiters == 0) commit_some();
+    }
     // An exclusive grant over all that anybody here waits for, by an owner that waits for nothing
     // here: nobody of its kind behind can be granted. Keeps a long queue for one lock cheap.
     if (!in_tree(f) && wall.mode == LockMode::kExclusive && wall.begin <= file(f).hull_begin &&
@@ -316,6 +324,7 @@ bool LockTable<A>::collect_ready(int at_most) {
 template <class A>
 bool LockTable<A>::reap(std::uint64_t mount, FileId& at, bool& at_start) {
   if (at_start) {
+    int freed = 0;
     for (const Ref* link = &root_.ready; *link != 0;) {
       const Ref w = *link;
       if (waiter(w).begin != mount) {
@@ -324,6 +333,7 @@ bool LockTable<A>::reap(std::uint64_t mount, FileId& at, bool& at_start) {
       }
       a_.set(*link, waiter(w).next);
       a_.template free<WaiterRec>(w);
+      if (++freed % kWideWaiters == 0) commit_step();
     }
     commit_step();
   }

@@ -320,6 +320,37 @@ TEST_P(LockServiceContract, ManyReadersAreGrantedInOneGo) {
   expect_clean();
 }
 
+// All of them wait for the other reader now, which is noted of each: more than one step may change.
+TEST_P(LockServiceContract, AReaderGoesAndTenThousandWritersWaitForTheOther) {
+  ASSERT_TRUE(is<Granted>(take(request(1, 0, 10, kSh))));
+  ASSERT_TRUE(is<Granted>(take(request(2, 0, 10, kSh))));
+  for (std::uint64_t i = 3; i < 10'003; ++i) {
+    ASSERT_TRUE(is<Queued>(take(request(i, 0, 10, kEx), OnConflict::kQueue, i)));
+  }
+  ASSERT_TRUE(store_->release({1, 100}, owner(1), ByteRange{}).ok());
+  EXPECT_EQ(count(), 1u);
+  EXPECT_TRUE(sink_.order().empty());
+  for (std::uint64_t i = 2; i < 10'003; ++i) {
+    ASSERT_TRUE(store_->release({1, 100}, owner(i), ByteRange{}).ok());
+  }
+  EXPECT_EQ(sink_.order().size(), 10'000u);
+  expect_clean();
+}
+
+// Likewise when all that waited for a description to close hear that it does not.
+TEST_P(LockServiceContract, ThreeThousandThatWaitedForAMomentAreRefusedInOneGo) {
+  ASSERT_TRUE(is<Granted>(take(request(1, 0, 10, kEx, LockKind::kOfd))));
+  store_->note_closing({1, 100}, owner(1));
+  std::uint64_t waiting = 0;
+  for (std::uint64_t i = 2; i < 3002; ++i) {
+    const auto got = take(request(i, 0, 10, kEx, LockKind::kOfd), OnConflict::kSettle, i);
+    waiting += is<Queued>(got) ? 1 : 0;  // kClosingWindowNs may end meanwhile
+  }
+  ASSERT_TRUE(is<Granted>(take(request(1, 0, 10, kSh, LockKind::kOfd))));
+  EXPECT_EQ(sink_.order().size(), waiting);
+  expect_clean();
+}
+
 TEST_P(LockServiceContract, OneOwnersManyGrantsGoInOneUnlock) {
   for (std::uint64_t i = 0; i < 20'000; ++i) {
     ASSERT_TRUE(is<Granted>(take(request(1, i * 2, i * 2 + 1, kEx))));
