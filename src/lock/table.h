@@ -12,7 +12,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -20,6 +22,7 @@
 #include "latchfs/types.h"
 #include "lock/records.h"
 #include "lock/trees.h"
+#include "lock/wait_search.h"
 
 namespace latchfs::lock {
 
@@ -128,12 +131,15 @@ class LockTable {
     return root_.intent.owner != 0 || root_.regrant.file != 0;
   }
   // What the waiting byte-range requests of an owner wait for: (mount, key) of the blockers that
-  // are POSIX owners.
-  void posix_blockers_of(std::uint64_t mount, std::uint64_t key,
-                         std::vector<std::pair<std::uint64_t, std::uint64_t>>& out) const;
-  // The waiter, its owner and current blocker if it waits.
-  std::optional<std::pair<OwnerId, Ref>> waiting(FileId file, std::uint64_t mount,
-                                                 WaiterToken token) const;
+  // are POSIX owners. Of more than WaitSearch::kMaxFollowed, so many.
+  void posix_blockers_of(std::uint64_t mount, std::uint64_t key, std::vector<WaitNode>& out) const;
+  struct Waiting {
+    OwnerId owner;
+    Ref blocker;  // its current one; 0: none
+  };
+  // Each of `items`, which are of this file, if it still waits.
+  std::vector<std::optional<Waiting>> waiting(FileId file,
+                                              std::span<const Effects::Recheck> items) const;
 
   // ---- listing (table_list.h) ----
   [[nodiscard]] Grant to_grant(Ref grant) const;

@@ -391,10 +391,10 @@ void LockTable<A>::recover() {
 }
 
 template <class A>
-void LockTable<A>::posix_blockers_of(
-    std::uint64_t mount, std::uint64_t key,
-    std::vector<std::pair<std::uint64_t, std::uint64_t>>& out) const {
+void LockTable<A>::posix_blockers_of(std::uint64_t mount, std::uint64_t key,
+                                     std::vector<WaitNode>& out) const {
   for (Ref w = bucket(mount, key); w != 0; w = waiter(w).same_bucket) {
+    if (out.size() >= WaitSearch::kMaxFollowed) return;
     const WaiterRec& rec = waiter(w);
     const OwnerRec& ow = owner(rec.owner);
     if (ow.mount != mount || ow.key != key || rec.settle != 0) continue;
@@ -414,14 +414,20 @@ void LockTable<A>::posix_blockers_of(
 }
 
 template <class A>
-std::optional<std::pair<OwnerId, Ref>> LockTable<A>::waiting(FileId id, std::uint64_t mount,
-                                                             WaiterToken token) const {
-  const Ref w = find_waiter(id, mount, token);
-  if (w == 0) return std::nullopt;
-  const WaiterRec& rec = waiter(w);
-  const OwnerRec& ow = owner(rec.owner);
-  const Attempt found = blocker_of(w);
-  return std::pair{OwnerId{ow.mount, ow.key, ow.space}, found.blocker};
+std::vector<std::optional<typename LockTable<A>::Waiting>> LockTable<A>::waiting(
+    FileId id, std::span<const Effects::Recheck> items) const {
+  std::vector<std::optional<Waiting>> found(items.size());
+  std::map<std::pair<std::uint64_t, std::uint64_t>, std::size_t> wanted;
+  for (std::size_t i = 0; i < items.size(); ++i) wanted[{items[i].mount, items[i].token.raw}] = i;
+  const Ref f = Files::find(a_, root_.files, id);
+  for (Ref w = f == 0 ? 0 : file(f).wait_head; w != 0 && !wanted.empty(); w = waiter(w).next) {
+    const OwnerRec& ow = owner(waiter(w).owner);
+    const auto it = wanted.find({ow.mount, waiter(w).token});
+    if (it == wanted.end()) continue;
+    found[it->second] = Waiting{OwnerId{ow.mount, ow.key, ow.space}, blocker_of(w).blocker};
+    wanted.erase(it);
+  }
+  return found;
 }
 
 }  // namespace latchfs::lock
