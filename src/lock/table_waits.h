@@ -364,6 +364,15 @@ bool LockTable<A>::reap(std::uint64_t mount, FileId& at, bool& at_start) {
       drop_owner(at, id, true);
       commit_step();
     }
+    // The dead one may have pointed a waiter at another blocker and not have asked whether that
+    // closes a cycle.
+    if (Files::find(a_, root_.files, at) != f) continue;
+    for (Ref w = file(f).wait_head; w != 0; w = waiter(w).next) {
+      const OwnerRec& ow = owner(waiter(w).owner);
+      if (ow.kind == LockKind::kPosix) {
+        fx_.recheck.push_back({at, ow.mount, WaiterToken{waiter(w).token}});
+      }
+    }
   }
   return true;
 }
