@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "latchfs/lock_service.h"
 #include "lock/table.h"
@@ -308,6 +309,7 @@ class TableService : public LockService {
 
   // The outside of a step: nothing is locked here.
   void deliver(lock::Effects& fx) noexcept {
+    fault_point("store.deliver");
     backend_.outside(fx);
     for (const auto& done : fx.finished) {
       if (done.err == 0) {
