@@ -25,7 +25,7 @@ inline void fault_point(const char* name) noexcept {
 void arm_faults(const char* spec);
 
 // Tests that decide themselves who runs when: hears of each passage, in the passing thread, before
-// anything armed. nullptr: nobody. Set while no other thread runs.
+// anything armed. nullptr: nobody.
 using FaultHook = void (*)(const char* name) noexcept;
 void hook_faults(FaultHook hook);
 
