@@ -48,6 +48,7 @@ struct Effects {
   bool changed{};                                                 // something a listing shows
   std::int64_t now{};                                             // in: CLOCK_REALTIME ns
   std::int64_t mono{};                                            // in: CLOCK_MONOTONIC ns
+  std::uint64_t looked_at{};                                      // waiters, by posix_blockers_of
   bool no_growth{};  // in: no more cells are to be had, refuse instead
 
   // What was done up to a commit must be delivered, what a rollback undid must not.
@@ -64,6 +65,7 @@ struct Effects {
     ready_shards = 0;
     recheck.clear();
     uid_delta.clear();
+    looked_at = 0;
     changed = false;
     mark();
   }

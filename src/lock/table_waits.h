@@ -404,6 +404,7 @@ void LockTable<A>::posix_blockers_of(std::uint64_t mount, std::uint64_t key,
                                      std::vector<WaitNode>& out) const {
   for (Ref w = bucket(mount, key); w != 0; w = waiter(w).same_bucket) {
     if (out.size() >= WaitSearch::kMaxFollowed) return;
+    ++fx_.looked_at;
     const WaiterRec& rec = waiter(w);
     const OwnerRec& ow = owner(rec.owner);
     if (ow.mount != mount || ow.key != key || rec.settle != 0) continue;

@@ -1,7 +1,8 @@
 // Who waits for whom, followed from one owner on: what the question of deadlock is answered by.
 //
 // The graph is not stored: blockers_of(node, out) appends what an owner's waiting requests wait
-// for, and must answer the same as long as the search lives (the store holds all shards).
+// for, and returns how many requests it looked at. It must answer the same as long as the search
+// lives (the store holds all shards).
 //
 // Nearest owners first and each once, so that the bound cuts off what is farthest away only.
 #pragma once
@@ -19,9 +20,12 @@ using WaitNode = std::pair<std::uint64_t, std::uint64_t>;  // OwnerId's mount an
 class WaitSearch {
  public:
   // Waiting requests followed, then "no cycle" is the answer. The kernel follows 10 owners
-  // (MAX_DEADLK_ITERATIONS in fs/locks.c). All shards are held meanwhile: for one or two
-  // milliseconds at this bound (tests/bench/tablebench.cpp, `chain`).
-  static constexpr std::size_t kMaxFollowed = 2048;
+  // (MAX_DEADLK_ITERATIONS in fs/locks.c). All shards are held meanwhile: for one to three
+  // milliseconds at these bounds (tests/bench/tablebench.cpp, `chain`).
+  static constexpr std::size_t kMaxFollowed = 1024;
+  // Likewise requests looked at: an owner's are found by a hash, among those of others. Not met
+  // before kMaxFollowed unless thousands wait.
+  static constexpr std::size_t kMaxLookedAt = 16 * 1024;
 
   explicit WaitSearch(WaitNode from) : reached_{from}, seen_{from} {}
 
@@ -30,9 +34,9 @@ class WaitSearch {
   template <class BlockersOf>
   bool reaches(WaitNode to, BlockersOf&& blockers_of) {
     if (seen_.count(to) != 0) return true;
-    while (next_ < reached_.size() && followed_ < kMaxFollowed) {
+    while (next_ < reached_.size() && followed_ < kMaxFollowed && looked_at_ < kMaxLookedAt) {
       found_.clear();
-      blockers_of(reached_[next_++], found_);
+      looked_at_ += blockers_of(reached_[next_++], found_);
       bool there = false;
       for (const WaitNode& node : found_) {
         if (followed_++ == kMaxFollowed) break;
@@ -45,6 +49,7 @@ class WaitSearch {
   }
 
   [[nodiscard]] std::size_t followed() const { return followed_; }
+  [[nodiscard]] std::size_t looked_at() const { return looked_at_; }
 
  private:
   struct Hash {
@@ -59,7 +64,7 @@ class WaitSearch {
   std::unordered_set<WaitNode, Hash> seen_;
   std::vector<WaitNode> found_;
   std::size_t next_{};
-  std::size_t followed_{};
+  std::size_t followed_{}, looked_at_{};
 };
 
 }  // namespace latchfs::lock

@@ -272,7 +272,7 @@ class TableService : public LockService {
       answer = Granted{};
       const auto attempt = target.attempt(req, fx.now, fx.mono);  // things may have changed
       if (attempt.blocker == 0) return;
-      if (closes_cycle(req.owner, target.to_grant(attempt.blocker), tables)) {
+      if (closes_cycle(req.owner, target.to_grant(attempt.blocker), tables, fx)) {
         answer = Deadlock{};
         return;
       }
@@ -286,24 +286,28 @@ class TableService : public LockService {
   // threads. As there, only the one who asks must be a POSIX owner; a waiter of any kind is
   // followed to the POSIX lock that blocks it.
   template <class Tables>
-  bool closes_cycle(const OwnerId& waiter, const Grant& blocker, Tables&& tables) const {
+  bool closes_cycle(const OwnerId& waiter, const Grant& blocker, Tables&& tables,
+                    const lock::Effects& fx) const {
     lock::WaitSearch search{node(blocker.owner)};
-    return search.reaches(node(waiter), blockers_in(tables));
+    return search.reaches(node(waiter), blockers_in(tables, fx));
   }
 
   static lock::WaitNode node(const OwnerId& owner) { return {owner.mount, owner.key}; }
 
   // What a WaitSearch asks, while all shards are held.
   template <class Tables>
-  auto blockers_in(Tables&& tables) const {
+  auto blockers_in(Tables&& tables, const lock::Effects& fx) const {
     std::vector<std::uint32_t> with_waiters;
     for (std::uint32_t i = 0; i < backend_.shard_count(); ++i) {
       if (backend_.range_waiters(i) != 0) with_waiters.push_back(i);
     }
-    return [&tables, with_waiters = std::move(with_waiters)](const lock::WaitNode& of,
-                                                             std::vector<lock::WaitNode>& out) {
-      for (const std::uint32_t i : with_waiters)
+    return [&tables, &fx, with_waiters = std::move(with_waiters)](
+               const lock::WaitNode& of, std::vector<lock::WaitNode>& out) {
+      const std::uint64_t before = fx.looked_at;
+      for (const std::uint32_t i : with_waiters) {
         tables(i).posix_blockers_of(of.first, of.second, out);
+      }
+      return fx.looked_at - before;
     };
   }
 
@@ -336,20 +340,17 @@ class TableService : public LockService {
     lock::Effects fx;
     const auto ec = backend_.all_locked(shard(file), fx, [&](auto& target, auto&& tables) {
       next = first;
-      const auto blockers_of = blockers_in(tables);
+      const auto blockers_of = blockers_in(tables, fx);
       const auto waiting = target.waiting(file, std::span{items}.subspan(first, left - first));
       std::map<lock::WaitNode, lock::WaitSearch> searches;  // from each blocker, once
-      std::size_t followed = 0;
       for (std::size_t i = left; i-- > first;) {
         const auto& waiter = waiting[i - first];
         if (!waiter || waiter->blocker == 0) continue;
         const auto from = node(target.to_grant(waiter->blocker).owner);
         lock::WaitSearch& search = searches.try_emplace(from, from).first->second;
-        const std::size_t before = search.followed();
         const bool closed = search.reaches(node(waiter->owner), blockers_of);
-        followed += search.followed() - before;
         if (closed) target.refuse(file, items[i].mount, items[i].token, EDEADLK);
-        if (closed || followed >= lock::WaitSearch::kMaxFollowed) {
+        if (closed || fx.looked_at >= lock::WaitSearch::kMaxLookedAt) {
           next = i;
           return;
         }

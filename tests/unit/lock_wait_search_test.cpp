@@ -13,11 +13,13 @@ constexpr std::uint64_t kMax = WaitSearch::kMaxFollowed;
 struct Graph {
   std::map<std::uint64_t, std::vector<std::uint64_t>> waits_for;
   std::uint64_t asked = 0;
+  std::uint64_t others = 0;  // looked at beside each owner's own
 
   bool reaches(WaitSearch& search, std::uint64_t to) {
     return search.reaches({1, to}, [&](const WaitNode& of, std::vector<WaitNode>& out) {
       ++asked;
       for (const std::uint64_t blocker : waits_for[of.second]) out.emplace_back(1, blocker);
+      return out.size() + others;
     });
   }
 };
@@ -80,6 +82,14 @@ TEST(WaitSearch, AShortCycleIsFoundBesideALongChain) {
   WaitSearch search{{1, 1}};
   EXPECT_TRUE(graph.reaches(search, 20'001));
   EXPECT_LT(search.followed(), 10u);
+}
+
+TEST(WaitSearch, LookingAtVeryManyEndsTheSearch) {
+  Graph graph = chain(1000);
+  graph.others = 99;
+  WaitSearch search{{1, 1}};
+  EXPECT_FALSE(graph.reaches(search, 1000));
+  EXPECT_EQ(graph.asked, WaitSearch::kMaxLookedAt / 100 + 1);
 }
 
 TEST(WaitSearch, OneOwnersTenThousandRequestsEndTheSearch) {
