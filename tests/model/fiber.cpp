@@ -60,7 +60,7 @@ Fiber::Fiber()
   context_.uc_link = nullptr;
   ::makecontext(&context_, &Fiber::main_loop, 0);
 #ifdef LATCHFS_TSAN
-  tsan_fiber_ = __tsan_create_fiber(0);
+  their_.fiber = __tsan_create_fiber(0);
 #endif
 }
 
@@ -85,8 +85,8 @@ void Fiber::give_back(std::unique_ptr<Fiber> fiber) {
 
 void Fiber::main_loop() {
 #ifdef LATCHFS_ASAN
-  __sanitizer_finish_switch_fiber(nullptr, &g_current->resumer_stack_,
-                                  &g_current->resumer_stack_bytes_);
+  __sanitizer_finish_switch_fiber(nullptr, &g_current->their_.resumer_stack,
+                                  &g_current->their_.resumer_stack_bytes);
 #endif
   for (;;) {
     g_current->job_();
@@ -102,8 +102,8 @@ void Fiber::resume() {
   __sanitizer_start_switch_fiber(&mine, stack_, kStackBytes);
 #endif
 #ifdef LATCHFS_TSAN
-  tsan_resumer_ = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(tsan_fiber_, 0);
+  their_.resumer = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(their_.fiber, 0);
 #endif
   ::swapcontext(&resumer_, &context_);
 #ifdef LATCHFS_ASAN
@@ -114,14 +114,16 @@ void Fiber::resume() {
 
 void Fiber::switch_out() {
 #ifdef LATCHFS_ASAN
-  __sanitizer_start_switch_fiber(&fake_stack_, resumer_stack_, resumer_stack_bytes_);
+  __sanitizer_start_switch_fiber(&their_.fake_stack, their_.resumer_stack,
+                                 their_.resumer_stack_bytes);
 #endif
 #ifdef LATCHFS_TSAN
-  __tsan_switch_to_fiber(tsan_resumer_, 0);
+  __tsan_switch_to_fiber(their_.resumer, 0);
 #endif
   ::swapcontext(&context_, &resumer_);
 #ifdef LATCHFS_ASAN
-  __sanitizer_finish_switch_fiber(fake_stack_, &resumer_stack_, &resumer_stack_bytes_);
+  __sanitizer_finish_switch_fiber(their_.fake_stack, &their_.resumer_stack,
+                                  &their_.resumer_stack_bytes);
 #endif
 }
 

@@ -6,6 +6,7 @@
 
 #include <ucontext.h>
 
+#include <cstddef>
 #include <functional>
 #include <memory>
 
@@ -36,12 +37,15 @@ class Fiber {
   std::function<void()> job_;
   ucontext_t context_{}, resumer_{};
   void* stack_{};
-  // The sanitizers' own.
-  void* fake_stack_{};
-  const void* resumer_stack_{};
-  std::size_t resumer_stack_bytes_{};
-  void* tsan_fiber_{};
-  void* tsan_resumer_{};
+  // The sanitizers' own, not used without them.
+  struct Sanitizers {
+    void* fake_stack{};
+    const void* resumer_stack{};
+    std::size_t resumer_stack_bytes{};
+    void* fiber{};
+    void* resumer{};
+  };
+  Sanitizers their_;
 };
 
 }  // namespace latchfs::test
