@@ -195,6 +195,12 @@ class Rows:
             ("pair, 1,000,000 files have a lock", "ns", False, self.lock("", table=("files", 50_000, 1_000_000))),
             ("pair beside 100,000 readers of that range", "ns", False,
              self.lock("", table=("readers", 50_000, 100_000))),
+            ("request behind 10,000 waiters for that range", "ns", False,
+             self.lock("", table=("queue", 1_000, 10_000))),
+            ("request at the end of a chain of 10,000 waiting owners", "ns", False,
+             self.lock("", table=("chain", 20, 10_000))),
+            ("unlock that leaves 10,000 waiters to another reader", "ns", False,
+             self.lock("", table=("moved", 10_000))),
             ("2,000 processes hand one lock round", "ns", False, self.lock("round", 20_000, 2_000)),
             ("memory of one of 1,000,000 ranges", "bytes", False, self.lock("", table=("memory", 1_000_000))),
         ]

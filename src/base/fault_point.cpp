@@ -21,6 +21,7 @@ struct Fault {
 };
 
 std::mutex g_mu;
+std::atomic<FaultHook> g_hook{nullptr};
 std::map<std::string, Fault>& faults() {
   static std::map<std::string, Fault> all;
   return all;
@@ -58,12 +59,19 @@ void arm_faults(const char* spec) {
     parse_one(text.substr(at, stop - at));
     at = stop + 1;
   }
-  detail::g_faults_armed.store(!faults().empty());
+  detail::g_faults_armed.store(!faults().empty() || g_hook.load() != nullptr);
+}
+
+void hook_faults(FaultHook hook) {
+  const std::lock_guard hold{g_mu};
+  g_hook.store(hook);
+  detail::g_faults_armed.store(!faults().empty() || hook != nullptr);
 }
 
 namespace detail {
 
 void fault_point_slow(const char* name) noexcept {
+  if (const FaultHook hook = g_hook.load()) hook(name);
   std::string hold_path;
   {
     const std::lock_guard hold{g_mu};

@@ -24,4 +24,9 @@ inline void fault_point(const char* name) noexcept {
 // Tests in one process: arms (spec as above) or, with "", disarms all.
 void arm_faults(const char* spec);
 
+// Tests that decide themselves who runs when: hears of each passage, in the passing thread, before
+// anything armed. nullptr: nobody.
+using FaultHook = void (*)(const char* name) noexcept;
+void hook_faults(FaultHook hook);
+
 }  // namespace latchfs

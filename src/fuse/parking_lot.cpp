@@ -50,6 +50,7 @@ void ParkingLot::close(WaiterToken token) {
 }
 
 void ParkingLot::finish(WaiterToken token, int err) noexcept {
+  fault_point("park.finish");
   Completion done;
   {
     const MutexLock hold{mu_};

@@ -14,7 +14,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -22,6 +24,7 @@
 #include "latchfs/types.h"
 #include "lock/records.h"
 #include "lock/trees.h"
+#include "lock/wait_search.h"
 
 namespace latchfs::lock {
 
@@ -48,6 +51,7 @@ struct Effects {
   bool changed{};                                                 // something a listing shows
   std::int64_t now{};                                             // in: CLOCK_REALTIME ns
   std::int64_t mono{};                                            // in: CLOCK_MONOTONIC ns
+  std::uint64_t looked_at{};                                      // waiters, by posix_blockers_of
   bool no_growth{};  // in: no more cells are to be had, refuse instead
 
   // What was done up to a commit must be delivered, what a rollback undid must not.
@@ -64,6 +68,7 @@ struct Effects {
     ready_shards = 0;
     recheck.clear();
     uid_delta.clear();
+    looked_at = 0;
     changed = false;
     lost = false;
     mark();
@@ -82,6 +87,8 @@ class LockTable {
  public:
   // Own grants touched by one atomic step; bounds the log.
   static constexpr int kWideGrants = 8;
+  // Waiters that one atomic step refuses or points at another blocker: bounds the log too.
+  static constexpr int kWideWaiters = 32;
   // Up to as many waiters on a file their order is the kernel's own in all that it shows.
   static constexpr std::uint32_t kTreeWaiters = 64;
 
@@ -130,12 +137,15 @@ class LockTable {
     return root_.intent.owner != 0 || root_.regrant.file != 0;
   }
   // What the waiting byte-range requests of an owner wait for: (mount, key) of the blockers that
-  // are POSIX owners.
-  void posix_blockers_of(std::uint64_t mount, std::uint64_t key,
-                         std::vector<std::pair<std::uint64_t, std::uint64_t>>& out) const;
-  // The waiter, its owner and current blocker if it waits.
-  std::optional<std::pair<OwnerId, Ref>> waiting(FileId file, std::uint64_t mount,
-                                                 WaiterToken token) const;
+  // are POSIX owners. Of more than WaitSearch::kMaxFollowed, so many.
+  void posix_blockers_of(std::uint64_t mount, std::uint64_t key, std::vector<WaitNode>& out) const;
+  struct Waiting {
+    OwnerId owner;
+    Ref blocker;  // its current one; 0: none
+  };
+  // Each of `items`, which are of this file, if it still waits.
+  std::vector<std::optional<Waiting>> waiting(FileId file,
+                                              std::span<const Effects::Recheck> items) const;
 
   // ---- listing (table_list.h) ----
   [[nodiscard]] Grant to_grant(Ref grant) const;

@@ -190,7 +190,14 @@ template <class A>
 void LockTable<A>::grant_waiters(Ref f, Ref by, std::uint64_t begin, std::uint64_t end,
                                  std::int64_t now, std::int64_t mono) {
   int granted = 0;
+  int changed = 0;  // otherwise
   bool announced = false;
+  // What is done so far comes true, the rest stays announced.
+  const auto commit_some = [&] {
+    announced = true;
+    a_.set(root_.regrant, Regrant{f, 0, begin, end});
+    commit_step();
+  };
   for (Ref w = file(f).wait_head; w != 0;) {
     const WaiterRec& rec = waiter(w);
     const Ref next = rec.next;
@@ -206,14 +213,11 @@ void LockTable<A>::grant_waiters(Ref f, Ref by, std::uint64_t begin, std::uint64
         if (!fx_.no_growth) throw NeedCells{};
         finish(w, ENOLCK);
         settle_owner(o);
+        if (++changed % kWideWaiters == 0) commit_some();
         w = next;
         continue;
       }
-      if (++granted % kWideGrants == 0) {
-        announced = true;
-        a_.set(root_.regrant, Regrant{f, 0, begin, end});
-        commit_step();
-      }
+      if (++granted % kWideGrants == 0) commit_some();
       const std::uint64_t got_begin = rec.begin;
       const std::uint64_t got_end = rec.end;
       a_.set(ow.fenced, std::uint8_t{0});
@@ -235,12 +239,16 @@ void LockTable<A>::grant_waiters(Ref f, Ref by, std::uint64_t begin, std::uint64
     if (rec.settle != 0 && !found.transient) {
       finish(w, EAGAIN);
       settle_owner(o);  // the file stays: the blocker holds it
+      if (++changed % kWideWaiters == 0) commit_some();
       w = next;
       continue;
     }
     const GrantRec& wall = grant(found.blocker);
     const bool moved = rec.blocker != wall.owner && blocker_of(w).blocker == found.blocker;
-    if (moved || retried(rec, by, begin)) retry(w);
+    if (moved || retried(rec, by, begin)) {
+      retry(w);
+      if (++changed % kWideWaiters == 0) commit_some();
+    }
     // An exclusive grant over all that anybody here waits for, by an owner that waits for nothing
     // here: nobody of its kind behind can be granted. Keeps a long queue for one lock cheap.
     if (!in_tree(f) && wall.mode == LockMode::kExclusive && wall.begin <= file(f).hull_begin &&
@@ -317,6 +325,7 @@ bool LockTable<A>::collect_ready(int at_most) {
 template <class A>
 bool LockTable<A>::reap(std::uint64_t mount, FileId& at, bool& at_start) {
   if (at_start) {
+    int freed = 0;
     for (const Ref* link = &root_.ready; *link != 0;) {
       const Ref w = *link;
       if (waiter(w).begin != mount) {
@@ -325,6 +334,7 @@ bool LockTable<A>::reap(std::uint64_t mount, FileId& at, bool& at_start) {
       }
       a_.set(*link, waiter(w).next);
       a_.template free<WaiterRec>(w);
+      if (++freed % kWideWaiters == 0) commit_step();
     }
     commit_step();
   }
@@ -355,6 +365,15 @@ bool LockTable<A>::reap(std::uint64_t mount, FileId& at, bool& at_start) {
       drop_owner(at, id, true);
       commit_step();
     }
+    // The dead one may have pointed a waiter at another blocker and not have asked whether that
+    // closes a cycle.
+    if (Files::find(a_, root_.files, at) != f) continue;
+    for (Ref w = file(f).wait_head; w != 0; w = waiter(w).next) {
+      const OwnerRec& ow = owner(waiter(w).owner);
+      if (ow.kind == LockKind::kPosix) {
+        fx_.recheck.push_back({at, ow.mount, WaiterToken{waiter(w).token}});
+      }
+    }
   }
   return true;
 }
@@ -382,10 +401,11 @@ void LockTable<A>::recover() {
 }
 
 template <class A>
-void LockTable<A>::posix_blockers_of(
-    std::uint64_t mount, std::uint64_t key,
-    std::vector<std::pair<std::uint64_t, std::uint64_t>>& out) const {
+void LockTable<A>::posix_blockers_of(std::uint64_t mount, std::uint64_t key,
+                                     std::vector<WaitNode>& out) const {
   for (Ref w = bucket(mount, key); w != 0; w = waiter(w).same_bucket) {
+    if (out.size() >= WaitSearch::kMaxFollowed) return;
+    ++fx_.looked_at;
     const WaiterRec& rec = waiter(w);
     const OwnerRec& ow = owner(rec.owner);
     if (ow.mount != mount || ow.key != key || rec.settle != 0) continue;
@@ -405,14 +425,20 @@ void LockTable<A>::posix_blockers_of(
 }
 
 template <class A>
-std::optional<std::pair<OwnerId, Ref>> LockTable<A>::waiting(FileId id, std::uint64_t mount,
-                                                             WaiterToken token) const {
-  const Ref w = find_waiter(id, mount, token);
-  if (w == 0) return std::nullopt;
-  const WaiterRec& rec = waiter(w);
-  const OwnerRec& ow = owner(rec.owner);
-  const Attempt found = blocker_of(w);
-  return std::pair{OwnerId{ow.mount, ow.key, ow.space}, found.blocker};
+std::vector<std::optional<typename LockTable<A>::Waiting>> LockTable<A>::waiting(
+    FileId id, std::span<const Effects::Recheck> items) const {
+  std::vector<std::optional<Waiting>> found(items.size());
+  std::map<std::pair<std::uint64_t, std::uint64_t>, std::size_t> wanted;
+  for (std::size_t i = 0; i < items.size(); ++i) wanted[{items[i].mount, items[i].token.raw}] = i;
+  const Ref f = Files::find(a_, root_.files, id);
+  for (Ref w = f == 0 ? 0 : file(f).wait_head; w != 0 && !wanted.empty(); w = waiter(w).next) {
+    const OwnerRec& ow = owner(waiter(w).owner);
+    const auto it = wanted.find({ow.mount, waiter(w).token});
+    if (it == wanted.end()) continue;
+    found[it->second] = Waiting{OwnerId{ow.mount, ow.key, ow.space}, blocker_of(w).blocker};
+    wanted.erase(it);
+  }
+  return found;
 }
 
 }  // namespace latchfs::lock

@@ -19,14 +19,17 @@
 #pragma once
 
 #include <algorithm>
-#include <unordered_set>
+#include <map>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "base/clock.h"
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "latchfs/lock_service.h"
 #include "lock/table.h"
+#include "lock/wait_search.h"
 
 namespace latchfs {
 
@@ -226,6 +229,8 @@ class TableService : public LockService {
 
  private:
   static constexpr std::uint32_t kMaxPage = 256;
+  // Waiters whose question about deadlock is asked in one hold of all shards.
+  static constexpr std::size_t kRecheckedAtOnce = 1024;
 
   std::error_code user_full(std::uint32_t uid) {
     backend_.note_user_full(uid);
@@ -274,7 +279,7 @@ class TableService : public LockService {
       answer = Granted{};
       const auto attempt = target.attempt(req, fx.now, fx.mono);  // things may have changed
       if (attempt.blocker == 0) return;
-      if (closes_cycle(req.owner, target.to_grant(attempt.blocker), tables)) {
+      if (closes_cycle(req.owner, target.to_grant(attempt.blocker), tables, fx)) {
         answer = Deadlock{};
         return;
       }
@@ -284,35 +289,38 @@ class TableService : public LockService {
   }
 
   // Would `waiter` waiting for `blocker` close a cycle? As posix_locks_deadlock() in fs/locks.c,
-  // but without its limit of 10 steps, and through all requests of an owner with several threads.
-  // As there, only the one who asks must be a POSIX owner; a waiter of any kind is followed to the
-  // POSIX lock that blocks it.
+  // but with a far wider limit than its 10 steps, and through all requests of an owner with several
+  // threads. As there, only the one who asks must be a POSIX owner; a waiter of any kind is
+  // followed to the POSIX lock that blocks it.
   template <class Tables>
-  bool closes_cycle(const OwnerId& waiter, const Grant& blocker, Tables&& tables) const {
-    using Node = std::pair<std::uint64_t, std::uint64_t>;  // mount, key
-    const Node me{waiter.mount, waiter.key};
-    std::vector<Node> open{{blocker.owner.mount, blocker.owner.key}};
-    std::vector<Node> seen;
-    std::vector<Node> found;
-    while (!open.empty()) {
-      const Node node = open.back();
-      open.pop_back();
-      if (node == me) return true;
-      if (std::find(seen.begin(), seen.end(), node) != seen.end()) continue;
-      seen.push_back(node);
-      found.clear();
-      for (std::uint32_t i = 0; i < backend_.shard_count(); ++i) {
-        if (backend_.range_waiters(i) != 0) {
-          tables(i).posix_blockers_of(node.first, node.second, found);
-        }
-      }
-      open.insert(open.end(), found.begin(), found.end());
+  bool closes_cycle(const OwnerId& waiter, const Grant& blocker, Tables&& tables,
+                    const lock::Effects& fx) const {
+    lock::WaitSearch search{node(blocker.owner)};
+    return search.reaches(node(waiter), blockers_in(tables, fx));
+  }
+
+  static lock::WaitNode node(const OwnerId& owner) { return {owner.mount, owner.key}; }
+
+  // What a WaitSearch asks, while all shards are held.
+  template <class Tables>
+  auto blockers_in(Tables&& tables, const lock::Effects& fx) const {
+    std::vector<std::uint32_t> with_waiters;
+    for (std::uint32_t i = 0; i < backend_.shard_count(); ++i) {
+      if (backend_.range_waiters(i) != 0) with_waiters.push_back(i);
     }
-    return false;
+    return [&tables, &fx, with_waiters = std::move(with_waiters)](
+               const lock::WaitNode& of, std::vector<lock::WaitNode>& out) {
+      const std::uint64_t before = fx.looked_at;
+      for (const std::uint32_t i : with_waiters) {
+        tables(i).posix_blockers_of(of.first, of.second, out);
+      }
+      return fx.looked_at - before;
+    };
   }
 
   // The outside of a step: nothing is locked here.
   void deliver(lock::Effects& fx) noexcept {
+    fault_point("store.deliver");
     backend_.outside(fx);
     for (const auto& done : fx.finished) {
       if (done.err == 0) {
@@ -324,20 +332,40 @@ class TableService : public LockService {
     // A waiter whose first blocker went and that now waits for another: the kernel asks again
     // about deadlock when it blocks again.
     // The latest first: of a cycle that closes now, the kernel tells who came last.
-    for (auto item = fx.recheck.rbegin(); item != fx.recheck.rend(); ++item) recheck(*item);
+    for (std::size_t left = fx.recheck.size(); left > 0;) left = recheck(fx.recheck, left);
   }
 
-  void recheck(const lock::Effects::Recheck& item) noexcept {
+  // Asks for the last of the first `left` items, and for those before it on the same file: ten
+  // thousand may have waited for one lock, and taking all shards for each would cost more than the
+  // question. Ends with the first that is refused, since that changes the others' answers. Returns
+  // how many items are left.
+  std::size_t recheck(const std::vector<lock::Effects::Recheck>& items, std::size_t left) noexcept {
+    const FileId file = items[left - 1].file;
+    std::size_t first = left - 1;
+    while (first > 0 && left - first < kRecheckedAtOnce && items[first - 1].file == file) --first;
+    std::size_t next = first;
     lock::Effects fx;
-    const auto ec = backend_.all_locked(shard(item.file), fx, [&](auto& target, auto&& tables) {
-      const auto waiting = target.waiting(item.file, item.mount, item.token);
-      if (!waiting || waiting->second == 0) return;
-      if (closes_cycle(waiting->first, target.to_grant(waiting->second), tables)) {
-        target.refuse(item.file, item.mount, item.token, EDEADLK);
+    const auto ec = backend_.all_locked(shard(file), fx, [&](auto& target, auto&& tables) {
+      next = first;
+      const auto blockers_of = blockers_in(tables, fx);
+      const auto waiting = target.waiting(file, std::span{items}.subspan(first, left - first));
+      std::map<lock::WaitNode, lock::WaitSearch> searches;  // from each blocker, once
+      for (std::size_t i = left; i-- > first;) {
+        const auto& waiter = waiting[i - first];
+        if (!waiter || waiter->blocker == 0) continue;
+        const auto from = node(target.to_grant(waiter->blocker).owner);
+        lock::WaitSearch& search = searches.try_emplace(from, from).first->second;
+        const bool closed = search.reaches(node(waiter->owner), blockers_of);
+        if (closed) target.refuse(file, items[i].mount, items[i].token, EDEADLK);
+        if (closed || fx.looked_at >= lock::WaitSearch::kMaxLookedAt) {
+          next = i;
+          return;
+        }
       }
     });
-    if (ec) log::error("a waiter could not be checked for deadlock: {}", ec.message());
+    if (ec) log::error("waiters could not be checked for deadlock: {}", ec.message());
     deliver(fx);  // those behind it look anew
+    return next;
   }
 };
 

@@ -1,11 +1,16 @@
 // Times the lock table itself: no FUSE, one process, a table of its own in shared memory.
 //
-// usage: tablebench pair COUNT RANGES    ns for one exclusive lock or its unlock, on a file on
-// which
-//                                        one owner holds RANGES others
-//        tablebench files COUNT FILES    the same where FILES files have a lock each
-//        tablebench readers COUNT OWNERS the same, shared, where OWNERS hold all of that very range
-//        tablebench memory RANGES        bytes that one of RANGES ranges on a file takes
+// usage: tablebench WHAT [COUNT] HOW_MANY
+//   pair COUNT RANGES     ns for one exclusive lock or its unlock, on a file on which one owner
+//                         holds RANGES others
+//   files COUNT FILES     the same where FILES files have a lock each
+//   readers COUNT OWNERS  the same, shared, where OWNERS hold all of that very range
+//   memory RANGES         bytes that one of RANGES ranges on a file takes
+//   queue COUNT WAITERS   ns for one request to begin to wait behind WAITERS others
+//   chain COUNT OWNERS    the same, where OWNERS owners each wait for the next one: what the
+//                         deadlock search costs
+//   cycle COUNT OWNERS    ns for one request that would close a cycle of OWNERS
+//   moved WAITERS         ns for one unlock after which WAITERS wait for another owner
 #include <unistd.h>
 
 #include <memory>
@@ -53,6 +58,22 @@ class TableOnTrial {
                                            {store_->mount_id(), owner, OwnerSpace::kRange},
                                            *ByteRange::from_half_open(at, at + kLength))),
          "unlock");
+  }
+  // True: it waits now. False: it would have closed a cycle.
+  bool wait(std::uint64_t file, std::uint64_t owner, std::uint64_t token) {
+    LockRequest request;
+    request.file = {1, file};
+    request.owner = {store_->mount_id(), owner, OwnerSpace::kRange};
+    request.range = *ByteRange::from_half_open(0, kLength);
+    request.mode = LockMode::kExclusive;
+    request.kind = LockKind::kPosix;
+    request.holder.pid = 1;
+    const auto got = store_->acquire(request, OnConflict::kQueue, WaiterToken{token});
+    must(got && !std::holds_alternative<Granted>(*got), "a request that waits");
+    return std::holds_alternative<Queued>(*got);
+  }
+  void cancel(std::uint64_t file, std::uint64_t token) {
+    must(store_->cancel({1, file}, WaiterToken{token}) == Cancelled::kCancelled, "cancel");
   }
   [[nodiscard]] std::uint64_t bytes_used() {
     const auto stats = store_->stats();
@@ -116,6 +137,53 @@ void memory(std::uint64_t ranges) {
   report(static_cast<double>(table.bytes_used() - before) / static_cast<double>(ranges));
 }
 
+// Owner i holds file i and waits for that of owner i + 1; the last one waits for nobody.
+void chain_up(TableOnTrial& table, std::uint64_t owners) {
+  for (std::uint64_t i = 1; i <= owners; ++i) table.lock(i, i, 0, LockMode::kExclusive);
+  for (std::uint64_t i = 1; i < owners; ++i) must(table.wait(i + 1, i, i), "a chain");
+}
+
+void queue(std::uint64_t count, std::uint64_t waiters) {
+  TableOnTrial table;
+  table.lock(1, 1, 0, LockMode::kExclusive);
+  for (std::uint64_t i = 2; i < 2 + waiters; ++i) must(table.wait(1, i, i), "a queue");
+  const std::uint64_t next = 2 + waiters;
+  report(ns_each(count, [&] {
+    for (std::uint64_t i = next; i < next + count; ++i) must(table.wait(1, i, i), "a queue");
+  }));
+}
+
+void chain(std::uint64_t count, std::uint64_t owners) {
+  TableOnTrial table;
+  chain_up(table, owners);
+  report(ns_each(count, [&] {
+    for (std::uint64_t i = 1; i <= count; ++i) must(table.wait(1, owners + i, owners + i), "wait");
+  }));
+}
+
+void cycle(std::uint64_t count, std::uint64_t owners) {
+  TableOnTrial table;
+  chain_up(table, owners);
+  std::uint64_t queued = 0;
+  report(ns_each(count, [&] {
+    for (std::uint64_t i = 1; i <= count; ++i) {
+      if (!table.wait(1, owners, owners)) continue;
+      ++queued;
+      table.cancel(1, owners);
+    }
+  }));
+  if (queued != 0)
+    std::fprintf(stderr, "not found: %llu\n", static_cast<unsigned long long>(queued));
+}
+
+void moved(std::uint64_t waiters) {
+  TableOnTrial table;
+  table.lock(1, 1, 0, LockMode::kShared);
+  table.lock(1, 2, 0, LockMode::kShared);
+  for (std::uint64_t i = 3; i < 3 + waiters; ++i) must(table.wait(1, i, i), "a queue");
+  report(ns_each(1, [&] { table.unlock(1, 1, 0); }));
+}
+
 int run(int argc, char** argv) {
   const std::string_view what = argc > 2 ? argv[1] : "";
   if (what == "pair" && argc == 4) {
@@ -126,9 +194,19 @@ int run(int argc, char** argv) {
     readers(number(argv[2]), number(argv[3]));
   } else if (what == "memory" && argc == 3) {
     memory(number(argv[2]));
+  } else if (what == "queue" && argc == 4) {
+    queue(number(argv[2]), number(argv[3]));
+  } else if (what == "chain" && argc == 4) {
+    chain(number(argv[2]), number(argv[3]));
+  } else if (what == "cycle" && argc == 4) {
+    cycle(number(argv[2]), number(argv[3]));
+  } else if (what == "moved" && argc == 3) {
+    moved(number(argv[2]));
   } else {
-    std::fputs("usage: tablebench pair|files|readers COUNT HOW_MANY, tablebench memory RANGES\n",
-               stderr);
+    std::fputs(
+        "usage: tablebench pair|files|readers|queue|chain|cycle COUNT HOW_MANY, "
+        "tablebench memory|moved HOW_MANY\n",
+        stderr);
     return 2;
   }
   return 0;

@@ -320,6 +320,79 @@ TEST_P(LockServiceContract, ManyReadersAreGrantedInOneGo) {
   expect_clean();
 }
 
+// Owner i holds file i and waits for that of owner i + 1; the last one waits for nobody.
+TEST_P(LockServiceContract, ACycleOfAThousandOwnersIsFound) {
+  constexpr std::uint64_t kOwners = 1000;
+  const auto file = [](std::uint64_t i) { return FileId{1, i}; };
+  const auto ask = [&](std::uint64_t who, std::uint64_t of) {
+    return take(request(who, 0, 10, kEx, LockKind::kPosix, file(of)), OnConflict::kQueue, who);
+  };
+  for (std::uint64_t i = 1; i <= kOwners; ++i) {
+    ASSERT_TRUE(is<Granted>(take(request(i, 0, 10, kEx, LockKind::kPosix, file(i)))));
+  }
+  for (std::uint64_t i = 1; i < kOwners; ++i) ASSERT_TRUE(is<Queued>(ask(i, i + 1)));
+  EXPECT_TRUE(is<Deadlock>(ask(kOwners, 1)));
+  EXPECT_TRUE(is<Queued>(ask(kOwners + 1, 1))) << "waits for the cycle, is not in it";
+  // Each gets what it waited for once the one it waited for has gone.
+  for (std::uint64_t i = kOwners; i > 1; --i) {
+    ASSERT_TRUE(store_->drop_owner(file(i), owner(i)).ok());
+    ASSERT_EQ(sink_.outcome(i - 1), 0);
+    ASSERT_TRUE(store_->drop_owner(file(i), owner(i - 1)).ok());
+  }
+  expect_clean();
+}
+
+// Docs/table.md: such a search ends before it is through. The request waits, as in the kernel.
+TEST_P(LockServiceContract, AChainOfTenThousandOwnersIsNoDeadlock) {
+  constexpr std::uint64_t kOwners = 10'000;
+  const auto file = [](std::uint64_t i) { return FileId{1, i}; };
+  const auto ask = [&](std::uint64_t who, std::uint64_t of) {
+    return take(request(who, 0, 10, kEx, LockKind::kPosix, file(of)), OnConflict::kQueue, who);
+  };
+  for (std::uint64_t i = 1; i <= kOwners; ++i) {
+    ASSERT_TRUE(is<Granted>(take(request(i, 0, 10, kEx, LockKind::kPosix, file(i)))));
+  }
+  for (std::uint64_t i = 1; i < kOwners; ++i) ASSERT_TRUE(is<Queued>(ask(i, i + 1)));
+  EXPECT_TRUE(is<Queued>(ask(kOwners + 1, 1)));
+  for (std::uint64_t i = kOwners; i > 1; --i) {
+    ASSERT_TRUE(store_->drop_owner(file(i), owner(i)).ok());
+    ASSERT_TRUE(store_->drop_owner(file(i), owner(i - 1)).ok());
+  }
+  EXPECT_EQ(sink_.order().size(), kOwners - 1);
+  expect_clean();
+}
+
+// All of them wait for the other reader now, which is noted of each: more than one step may change.
+TEST_P(LockServiceContract, AReaderGoesAndTenThousandWritersWaitForTheOther) {
+  ASSERT_TRUE(is<Granted>(take(request(1, 0, 10, kSh))));
+  ASSERT_TRUE(is<Granted>(take(request(2, 0, 10, kSh))));
+  for (std::uint64_t i = 3; i < 10'003; ++i) {
+    ASSERT_TRUE(is<Queued>(take(request(i, 0, 10, kEx), OnConflict::kQueue, i)));
+  }
+  ASSERT_TRUE(store_->release({1, 100}, owner(1), ByteRange{}).ok());
+  EXPECT_EQ(count(), 1u);
+  EXPECT_TRUE(sink_.order().empty());
+  for (std::uint64_t i = 2; i < 10'003; ++i) {
+    ASSERT_TRUE(store_->release({1, 100}, owner(i), ByteRange{}).ok());
+  }
+  EXPECT_EQ(sink_.order().size(), 10'000u);
+  expect_clean();
+}
+
+// Likewise when all that waited for a description to close hear that it does not.
+TEST_P(LockServiceContract, ThreeThousandThatWaitedForAMomentAreRefusedInOneGo) {
+  ASSERT_TRUE(is<Granted>(take(request(1, 0, 10, kEx, LockKind::kOfd))));
+  store_->note_closing({1, 100}, owner(1));
+  std::uint64_t waiting = 0;
+  for (std::uint64_t i = 2; i < 3002; ++i) {
+    const auto got = take(request(i, 0, 10, kEx, LockKind::kOfd), OnConflict::kSettle, i);
+    waiting += is<Queued>(got) ? 1 : 0;  // kClosingWindowNs may end meanwhile
+  }
+  ASSERT_TRUE(is<Granted>(take(request(1, 0, 10, kSh, LockKind::kOfd))));
+  EXPECT_EQ(sink_.order().size(), waiting);
+  expect_clean();
+}
+
 TEST_P(LockServiceContract, OneOwnersManyGrantsGoInOneUnlock) {
   for (std::uint64_t i = 0; i < 20'000; ++i) {
     ASSERT_TRUE(is<Granted>(take(request(1, i * 2, i * 2 + 1, kEx))));

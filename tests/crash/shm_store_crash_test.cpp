@@ -5,12 +5,15 @@
 // The victim is this program again (--victim), with the fault point "shm.store" armed. What it
 // changes is the survivor's own: its locks broken, its waiters granted. So that what is left can be
 // told from what reaping the victim takes away.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <csignal>
 #include <cstring>
 #include <functional>
 #include <thread>
@@ -268,6 +271,54 @@ TEST(ShmStoreDeath, TheLastToDieLeavesNothingBehind) {
   ASSERT_TRUE(stats.ok());
   EXPECT_EQ(stats->grants, 0u);
   EXPECT_EQ(stats->mounts.size(), 1u);
+}
+
+// More than the undo log has room for: they were granted and their daemon, stopped, fetched none.
+TEST(ShmStoreDeath, ThousandsThatWereGrantedAndNeverFetchedGoWithTheirDaemon) {
+  constexpr std::uint64_t kReaders = 3500;
+  const std::string table = unique_table();
+  std::array<int, 2> go{};
+  ASSERT_EQ(::pipe2(go.data(), O_CLOEXEC), 0);
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    ::close(go[1]);
+    SilentSink sink;
+    const auto store = make_store("shm", sink, table);
+    char byte = 0;
+    if (store == nullptr || ::read(go[0], &byte, 1) != 1) ::_exit(3);
+    for (std::uint64_t i = 1; i <= kReaders; ++i) {
+      if (!take(*store, request(*store, i, 0, 10, LockMode::kShared), OnConflict::kQueue, i)) {
+        ::_exit(4);
+      }
+    }
+    ::raise(SIGSTOP);
+    ::_exit(5);
+  }
+  ::close(go[0]);
+  RecordingSink sink;
+  const auto store = make_store("shm", sink, table);
+  ASSERT_NE(store, nullptr);
+  ASSERT_TRUE(take(*store, request(*store, 1, 0, 10, LockMode::kExclusive)));
+  ASSERT_EQ(::write(go[1], "x", 1), 1);
+  ::close(go[1]);
+  int status = 0;
+  ASSERT_EQ(::waitpid(pid, &status, WUNTRACED), pid);
+  ASSERT_TRUE(WIFSTOPPED(status)) << status;
+  ASSERT_TRUE(store->drop_owner(kFile, {store->mount_id(), 1, OwnerSpace::kRange}).ok());
+  EXPECT_EQ(store->stats()->grants, kReaders);
+  EXPECT_EQ(store->stats()->waiters, 0u);
+  ASSERT_EQ(::kill(pid, SIGKILL), 0);
+  ASSERT_EQ(::waitpid(pid, &status, 0), pid);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds{60};
+  while (store->stats()->mounts.size() != 1 && std::chrono::steady_clock::now() < until) {
+    std::this_thread::sleep_for(std::chrono::milliseconds{2});
+  }
+  const auto stats = store->stats();
+  ASSERT_TRUE(stats.ok());
+  EXPECT_EQ(stats->mounts.size(), 1u);
+  EXPECT_EQ(stats->grants, 0u);
+  EXPECT_EQ(stats->bytes_used, 0u) << "records of the ready ones, too";
+  EXPECT_EQ(*store->verify(), "");
 }
 
 TEST(ShmStoreDeath, DyingWhileMakingTheTableIsHarmless) {
