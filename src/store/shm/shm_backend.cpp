@@ -117,7 +117,7 @@ Result<void> ShmBackend::add_chunk(std::uint32_t i, lock::Effects& fx) {
     unlock_shard(i, fx);
     return {};
   }
-  const auto ec = run(i, fx, [chunk](Table&, Arena& arena) { arena.gain(chunk); });
+  const auto ec = run_bare(i, fx, [chunk](Arena& arena) { arena.gain(chunk); });
   unlock_shard(i, fx);
   fault_point("shm.grow");
   return ec == kEmptied ? std::error_code{} : ec;
@@ -134,7 +134,7 @@ std::uint64_t ShmBackend::take_empty_chunks(std::uint32_t keep, lock::Effects& f
       chunks.clear();
       if (__atomic_load_n(&shard.empty_count, __ATOMIC_RELAXED) <= keep && keep != 0) break;
       lock_shard(i, fx);
-      const auto ec = run(i, fx, [&](Table&, Arena& arena) {
+      const auto ec = run_bare(i, fx, [&](Arena& arena) {
         chunks.clear();
         if (keep == 0) arena.close_last();
         while (chunks.size() < kAtOnce && shard.empty_count > keep) {

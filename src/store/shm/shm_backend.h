@@ -71,7 +71,7 @@ class ShmBackend {
   std::error_code locked(std::uint32_t i, lock::Effects& fx, Fn&& fn) {
     return until_done(i, fx, [&](lock::Effects& effects) {
       lock_shard(i, effects);
-      const auto ec = run(i, effects, [&](Table& table, Arena&) { fn(table); });
+      const auto ec = run(i, effects, fn);
       unlock_shard(i, effects);
       return ec;
     });
@@ -81,7 +81,7 @@ class ShmBackend {
   std::error_code all_locked(std::uint32_t target, lock::Effects& fx, Fn&& fn) {
     return until_done(target, fx, [&](lock::Effects& effects) {
       for (std::uint32_t i = 0; i < kShardCount; ++i) lock_shard(i, effects);
-      const auto ec = run(target, effects, [&](Table& table, Arena&) {
+      const auto ec = run(target, effects, [&](Table& table) {
         fn(table, [&](std::uint32_t i) { return View{*this, i, effects}; });
       });
       for (std::uint32_t i = kShardCount; i-- > 0;) unlock_shard(i, effects);
@@ -166,17 +166,24 @@ class ShmBackend {
     }
   }
 
-  // Runs fn as one step on a locked shard. kWantCells: memory must be got first; kEmptied: what it
-  // found was damaged, and is gone now.
+  // Runs fn as one step on a locked shard's table.
   template <class Fn>
   std::error_code run(std::uint32_t i, lock::Effects& fx, Fn&& fn) {
-    Shard& shard = region_->shard(i);
+    return run_bare(i, fx, [&](Arena& arena) {
+      Table table{arena, region_->shard(i).root, fx, mount_id_};
+      if (table.recovery_due()) table.recover();  // ran out of cells half-way before
+      fn(table);
+    });
+  }
+
+  // The same on its memory alone. kWantCells: some must be got first; kEmptied: what was found was
+  // damaged, and is gone now.
+  template <class Fn>
+  std::error_code run_bare(std::uint32_t i, lock::Effects& fx, Fn&& fn) {
     ShmArena arena{*region_, i};
-    Table table{arena, shard.root, fx, mount_id_};
     std::error_code ec;
     try {
-      if (table.recovery_due()) table.recover();  // ran out of cells half-way before
-      fn(table, arena);
+      fn(arena);
       arena.commit();
       fx.mark();
       return {};
