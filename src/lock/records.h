@@ -112,7 +112,7 @@ struct Regrant {
   std::uint64_t begin, end;
 };
 
-inline constexpr std::size_t kWaiterBuckets = 256;
+inline constexpr std::size_t kWaiterBuckets = 1024;
 
 // Entry point to one shard's records.
 struct TableRoot {

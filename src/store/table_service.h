@@ -195,8 +195,9 @@ class TableService : public LockService {
   template <class... Args>
   explicit TableService(Args&&... args) : backend_{std::forward<Args>(args)...} {}
 
-  // Everything a dead mount left.
-  void reap_mount(std::uint64_t mount) {
+  // Everything a dead mount left. False (logged): some of it is still there.
+  bool reap_mount(std::uint64_t mount) {
+    bool all = true;
     for (std::uint32_t i = 0; i < backend_.shard_count(); ++i) {
       FileId at{};
       bool at_start = true;
@@ -207,10 +208,12 @@ class TableService : public LockService {
         deliver(fx);
         if (ec) {
           log::error("the locks of a dead mount could not all be reaped: {}", ec.message());
+          all = false;
           break;
         }
       }
     }
+    return all;
   }
 
   // Fetches what other daemons granted to this mount's waiters.

@@ -38,7 +38,9 @@ void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 namespace latchfs::test {
 namespace {
 
-constexpr std::size_t kStackBytes = 512 * 1024;
+// (Address sanitizer clears what it knows of a whole stack at each switch.)
+constexpr std::size_t kStackBytes = 128 * 1024;
+constexpr std::size_t kGuardBytes = 64 * 1024;  // the largest page there is
 
 Fiber* g_current = nullptr;
 std::vector<std::unique_ptr<Fiber>>& idle() {
@@ -49,13 +51,15 @@ std::vector<std::unique_ptr<Fiber>>& idle() {
 }  // namespace
 
 Fiber::Fiber()
-    : stack_{::mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+    : stack_{::mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0)} {
-  if (stack_ == MAP_FAILED || ::getcontext(&context_) != 0) {
+  if (stack_ == MAP_FAILED || ::mprotect(stack_, kGuardBytes, PROT_NONE) != 0 ||
+      ::getcontext(&context_) != 0) {
     std::perror("a fiber");
     std::abort();
   }
-  context_.uc_stack.ss_sp = stack_;
+  // It grows down, towards the guard.
+  context_.uc_stack.ss_sp = stack();
   context_.uc_stack.ss_size = kStackBytes;
   context_.uc_link = nullptr;
   ::makecontext(&context_, &Fiber::main_loop, 0);
@@ -64,7 +68,9 @@ Fiber::Fiber()
 #endif
 }
 
-Fiber::~Fiber() { ::munmap(stack_, kStackBytes); }
+void* Fiber::stack() const { return static_cast<std::byte*>(stack_) + kGuardBytes; }
+
+Fiber::~Fiber() { ::munmap(stack_, kGuardBytes + kStackBytes); }
 
 std::unique_ptr<Fiber> Fiber::get(std::function<void()> job) {
   std::unique_ptr<Fiber> fiber;
@@ -99,7 +105,7 @@ void Fiber::resume() {
   g_current = this;
 #ifdef LATCHFS_ASAN
   void* mine = nullptr;
-  __sanitizer_start_switch_fiber(&mine, stack_, kStackBytes);
+  __sanitizer_start_switch_fiber(&mine, stack(), kStackBytes);
 #endif
 #ifdef LATCHFS_TSAN
   their_.resumer = __tsan_get_current_fiber();

@@ -33,10 +33,11 @@ class Fiber {
   Fiber();
   static void main_loop();
   void switch_out();
+  [[nodiscard]] void* stack() const;
 
   std::function<void()> job_;
   ucontext_t context_{}, resumer_{};
-  void* stack_{};
+  void* stack_{};  // its guard first
   // The sanitizers' own, not used without them.
   struct Sanitizers {
     void* fake_stack{};

@@ -56,6 +56,7 @@ struct Scenario {
   std::vector<Process> processes;
   int killed{-1};                 // the mount whose daemon dies, at any time; mount 0 reaps it
   std::uint64_t killed_beside{};  // not before so many wait
+  bool all_reap{};                // all others reap it, not mount 0 alone
 };
 
 }  // namespace latchfs::test

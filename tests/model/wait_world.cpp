@@ -108,7 +108,10 @@ WaitWorld::WaitWorld(const Scenario& scenario, Bug bug)
       if (draining_) return;
       mounts_[static_cast<std::size_t>(dead)]->alive = false;
     });
-    add_task(0, "reaper", false, [this, dead] { run_reaper(0, dead); });
+    for (int m = 0; m < (scenario.all_reap ? scenario.mounts : 1); ++m) {
+      if (m == dead) continue;
+      add_task(m, "reaper " + std::to_string(m), false, [this, m, dead] { run_reaper(m, dead); });
+    }
   }
 }
 

@@ -299,8 +299,8 @@ bool ShmStore::reap_the_dead(bool registry_locked) {
     if (std::exchange(last_reaped_, id) != id) {
       log::warn("the daemon of mount {} (pid {}) is gone: releasing its locks", id, slot.pid);
     }
-    reap_mount(id);
-    dead.emplace_back(&slot, id);
+    // What could not be reaped now is tried again at the next look: the slot stays its own.
+    if (reap_mount(id)) dead.emplace_back(&slot, id);
   }
   if (dead.empty()) return false;
   backend_.recount_users();
