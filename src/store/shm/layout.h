@@ -4,7 +4,8 @@
 // Everything from a shard on is changed only under that shard's mutex and through its log.
 //
 //   0              Header: identity, mounts, users
-//   kShardsAt      kShardCount shards: mutex, undo log, free lists, roots
+//   kOpsAt         operations in flight outside of the table: changed without mutex or log
+//   kShardsAt      kShardCount shards: mutex, undo log, free lists, roots, filter of files
 //   kCellsAt       cells of 64 bytes, handed to shards in chunks; a Ref is offset / 64
 #pragma once
 
@@ -14,6 +15,8 @@
 
 #include "base/robust_mutex.h"
 #include "lock/records.h"
+#include "store/shm/file_filter.h"
+#include "store/shm/op_slots.h"
 
 namespace latchfs::shm {
 
@@ -65,6 +68,7 @@ struct Header {
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
 static_assert(kShardCount <= 64, "ready_shards has a bit a shard");
+static_assert(kOpMounts == kMaxMounts);
 
 // One store to be undone: `old` goes back to `offset` (bytes from the region's start).
 struct LogEntry {
@@ -84,24 +88,34 @@ struct alignas(64) Shard {
   FreeList small, large;    // cells of 64 and of 128 bytes
   std::uint64_t cells;      // bytes of cells it was given
   lock::TableRoot root;
+  FileFilter filter;
   std::array<LogEntry, kLogEntries> log;
 };
 
 inline constexpr std::uint64_t round_up(std::uint64_t n, std::uint64_t to) {
   return (n + to - 1) / to * to;
 }
-inline constexpr std::uint64_t kShardsAt = round_up(sizeof(Header), kPage);
+inline constexpr std::uint64_t kOpsAt = round_up(sizeof(Header), kPage);
+inline constexpr std::uint64_t kShardsAt = kOpsAt + round_up(sizeof(OpTable), kPage);
 inline constexpr std::uint64_t kShardStride = round_up(sizeof(Shard), kPage);
 inline constexpr std::uint64_t kCellsAt =
     round_up(kShardsAt + kShardCount * kShardStride, kChunkBytes);
 inline constexpr std::uint64_t kMinRegion = kCellsAt + kShardCount * 2 * kChunkBytes;
+[[nodiscard]] inline constexpr std::uint64_t shard_at(std::uint32_t i) {
+  return kShardsAt + i * kShardStride;
+}
+[[nodiscard]] inline std::uint32_t shard_of(FileId file) {
+  static_assert(kShardCount == 64);
+  return static_cast<std::uint32_t>(file_hash(file) >> 58);
+}
 // A Ref is 32 bits of 64-byte cells.
 inline constexpr std::uint64_t kMaxRegion = (std::uint64_t{1} << 32) * kCellBytes;
 
 inline constexpr std::uint32_t kLayoutHash = static_cast<std::uint32_t>(
     sizeof(Header) * 31 + sizeof(Shard) * 37 + sizeof(MountSlot) * 41 +
     sizeof(lock::TableRoot) * 43 + sizeof(lock::GrantRec) * 47 + sizeof(lock::OwnerRec) * 53 +
-    sizeof(lock::FileRec) * 59 + sizeof(lock::WaiterRec) * 61 + kShardCount * 67);
+    sizeof(lock::FileRec) * 59 + sizeof(lock::WaiterRec) * 61 + kShardCount * 67 +
+    sizeof(OpTable) * 71 + sizeof(FileFilter) * 73);
 
 // FNV-1a over the identity fields.
 inline std::uint64_t header_checksum(const Header& h) {

@@ -132,6 +132,7 @@ Result<void> ShmStore::join(const Options& options) {
     copy_text(slot.mountpoint, options.mountpoint);
     const std::uint64_t id = h.next_mount_id.fetch_add(1);
     backend_.registered(i, id);
+    backend_.region().operations().join(i);
     // Before it is counted: whoever dies in between is found, reaped, and not counted.
     slot.id.store(id, std::memory_order_release);
     count_mounts(h);
