@@ -10,6 +10,7 @@
 // the counts: settle_all(). Why the order suffices: docs/table.md, "Looking without the mutex".
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -63,9 +64,10 @@ struct alignas(64) FileFilter {
   // After a rollback. A bit that stays set is set throughout.
   void settle_all() {
     for (std::uint32_t w = 0; w < maybe.size(); ++w) {
+      const Count* const of = &counts[w * kBits];
       std::uint64_t bits = 0;
-      for (std::uint32_t i = 0; i < kBits; ++i) {
-        bits |= std::uint64_t{counts[w * kBits + i] != 0} << i;
+      if (std::any_of(of, of + kBits, [](Count n) { return n != 0; })) {
+        for (std::uint32_t i = 0; i < kBits; ++i) bits |= std::uint64_t{of[i] != 0} << i;
       }
       if (maybe[w].load(std::memory_order_relaxed) != bits) {
         maybe[w].store(bits, std::memory_order_seq_cst);
