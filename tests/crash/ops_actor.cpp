@@ -9,6 +9,7 @@
 #include <chrono>
 #include <iostream>
 #include <thread>
+#include <vector>
 
 #include "base/fault_point.h"
 #include "base/log.h"
@@ -39,8 +40,17 @@ class Play {
       return "armed";
     }
     if (command == "begin") return begin();
+    if (command.rfind("begin ", 0) == 0) {
+      std::string last;
+      for (int i = std::stoi(command.substr(6)); i > 0; --i) last = begin();
+      return last;
+    }
     if (command == "begin_unsound") return begin_unsound();
-    if (command == "end") return store_->end_op(kFile, op_.op), "ended";
+    if (command == "end") {
+      for (const OwnerId& op : begun_) store_->end_op(kFile, op);
+      begun_.clear();
+      return "ended";
+    }
     if (command == "lock") return lock(OnConflict::kRefuse);
     if (command == "wait") return lock(OnConflict::kQueue);
     if (command == "got") return sink_.await(kToken) == 0 ? "granted" : "never";
@@ -78,7 +88,9 @@ class Play {
     next_op();
     const auto got = store_->begin_op(op_, OnConflict::kRefuse, {});
     if (!got.ok()) return got.error().message();
-    return std::holds_alternative<Granted>(*got) ? "granted" : "conflict";
+    if (!std::holds_alternative<Granted>(*got)) return "conflict";
+    begun_.push_back(op_.op);
+    return "granted";
   }
   // Without the store's own begin_op(), in the order that must not be.
   std::string begin_unsound() {
@@ -93,6 +105,7 @@ class Play {
     std::uint32_t slot = 0;
     while ((*region)->header().mounts[slot].id.load() != store_->mount_id()) ++slot;
     (*region)->operations().publish(slot, op_, 0);
+    begun_.push_back(op_.op);
     return "granted";
   }
   std::string lock(OnConflict on) {
@@ -114,6 +127,7 @@ class Play {
   std::unique_ptr<ShmStore> store_;
   LockService::OpRequest op_;
   std::uint64_t last_op_{};
+  std::vector<OwnerId> begun_;
 };
 
 }  // namespace

@@ -12,9 +12,9 @@ namespace latchfs::test {
 // As --actor TABLE: reads commands, writes an answer to each.
 //
 //   arm SPEC          fault points; armed
-//   begin             a write of the file by this mount: granted, conflict
+//   begin [N]         so many writes of the file by this mount: granted, conflict (the last one)
 //   begin_unsound     the same by code that looks first and then says that it is there
-//   end               its end: ended
+//   end               the end of all that were begun: ended
 //   lock              exclusive, not waiting: granted, conflict
 //   wait              the same, waiting: granted, queued; got: waits until it is granted: granted
 //   unlock            released

@@ -19,8 +19,8 @@ namespace latchfs::test {
 namespace {
 
 constexpr std::uint64_t kFiles = 3;
-constexpr int kOperations = 4000;  // of a thread
-constexpr int kLocks = 1500;
+constexpr int kOperations = 60'000;  // of a thread
+constexpr int kLocks = 20'000;
 
 struct Truth {
   struct alignas(64) File {
@@ -56,6 +56,7 @@ void operate(LockService& store, Truth& truth, std::uint64_t thread, int count) 
     ++file.running;
     for (int look = 0; look < 20; ++look) {
       if (file.locked.load() != 0) ++truth.wrong;
+      if (look == 10 && random() % 16 == 0) std::this_thread::yield();
     }
     --file.running;
     store.end_op(op.file, op.op);
@@ -90,6 +91,7 @@ void lock(LockService& store, RecordingSink& sink, Truth& truth, std::uint64_t t
     if (file.locked.fetch_add(1) != 0) ++truth.wrong;
     for (int look = 0; look < 20; ++look) {
       if (file.running.load() != 0) ++truth.wrong;
+      if (look == 10 && random() % 16 == 0) std::this_thread::yield();
     }
     file.locked.fetch_sub(1);
     if (!store.release(r.file, r.owner, ByteRange{}).ok()) ++truth.wrong;
@@ -121,7 +123,7 @@ void one_mount(const std::string& table, Truth& truth) {
   for (std::uint64_t t = 4; t <= 5; ++t) {
     threads.emplace_back([&, t] { lock(*store, sink, truth, t, kLocks); });
   }
-  threads.emplace_back([&] { list(*store, truth, 20); });
+  threads.emplace_back([&] { list(*store, truth, 100); });
   for (std::thread& t : threads) t.join();
 }
 

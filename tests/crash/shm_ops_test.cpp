@@ -200,6 +200,32 @@ TEST_F(ShmOps, DoesNotTrustAnUnlockThatIsNotCommitted) {
   EXPECT_EQ(writer_->ask("end"), "ended");
 }
 
+// More than fit into one step, and than the shard has memory for.
+TEST_F(ShmOps, VeryManyAreTakenIn) {
+  Actor more{table_};
+  for (Actor* one : {&*writer_, &*other_, &more}) ASSERT_EQ(one->ask("begin 64"), "granted");
+  EXPECT_EQ(locker_->ask("lock"), "conflict");
+  EXPECT_EQ(locker_->ask("list"), "192");
+  EXPECT_EQ(locker_->ask("verify"), "ok");
+  EXPECT_EQ(locker_->ask("wait"), "queued");
+  for (Actor* one : {&*writer_, &*other_, &more}) EXPECT_EQ(one->ask("end"), "ended");
+  EXPECT_EQ(locker_->ask("got"), "granted");
+  EXPECT_EQ(locker_->ask("unlock"), "released");
+}
+
+// Who takes them in dies half-way: the rest is not forgotten.
+TEST_F(ShmOps, WhoTakesManyInDies) {
+  ASSERT_EQ(writer_->ask("begin 30"), "granted");
+  locker_->ask("arm shm.committed=kill@2");
+  EXPECT_EQ(locker_->ask("lock"), "dead");
+  locker_->kill();
+  EXPECT_EQ(other_->ask("lock"), "conflict");
+  EXPECT_EQ(other_->ask("list"), "30");
+  EXPECT_EQ(writer_->ask("end"), "ended");
+  EXPECT_EQ(other_->ask("lock"), "granted");
+  EXPECT_EQ(other_->ask("unlock"), "released");
+}
+
 // What these tests are worth: code that looks first and speaks then is found by them.
 TEST_F(ShmOps, TheWrongOrderIsFound) {
   writer_->ask("arm " + gate_.at("test.unsound"));

@@ -9,9 +9,6 @@ constexpr auto kRelease = std::memory_order_release;
 constexpr auto kAcquire = std::memory_order_acquire;
 constexpr auto kSeqCst = std::memory_order_seq_cst;
 
-// Slots tried before an operation goes the long way.
-constexpr std::uint32_t kProbes = 8;
-
 // Where the thread looks first, so that threads do not share lines and low slots are used again.
 std::uint32_t own_place() noexcept {
   static std::atomic<std::uint32_t> next{0};
@@ -41,7 +38,7 @@ OpSlot* OpTable::publish(std::uint32_t m, const LockService::OpRequest& op,
                          std::int64_t now) noexcept {
   MountOps& ops = of[m];
   const std::uint32_t first = own_place();
-  for (std::uint32_t i = 0; i < kProbes; ++i) {
+  for (std::uint32_t i = 0; i < kOpSlots; ++i) {
     const std::uint32_t at = (first + i) % kOpSlots;
     OpSlot& slot = ops.slots[at];
     const std::uint64_t was = slot.state.load(std::memory_order_relaxed);

@@ -68,7 +68,7 @@ struct OpTable {
 
   // Nobody else uses m yet: what the one before it left goes.
   void join(std::uint32_t m);
-  // In flight from the return on; null: no slot is free near the thread's own.
+  // In flight from the return on; null: no slot is free.
   OpSlot* publish(std::uint32_t m, const LockService::OpRequest& op, std::int64_t now) noexcept;
   // False: it is in the table, taken in before any lock was granted on the file. It may go on.
   static bool withdraw(OpSlot& slot) noexcept;
