@@ -115,7 +115,7 @@ class LockTable {
                   std::int64_t now);
 
   // ---- operations in flight outside of the table (table_operations.h) ----
-  void bring_in_operations();
+  void bring_in_operations(const std::optional<FileId>& only);
   void restore_operations();
 
   // ---- waits (table_waits.h) ----

@@ -33,13 +33,14 @@ bool LockTable<A>::take_in(Ref f, const LockService::OpRequest& op, std::int64_t
   return true;
 }
 
-// So that a listing shows them.
+// So that a listing shows them. Not those on a file that has its record: that holds all that asked
+// or were taken in; another one in flight has yet to look, and may find a lock.
 template <class A>
-void LockTable<A>::bring_in_operations() {
+void LockTable<A>::bring_in_operations(const std::optional<FileId>& only) {
   // A listing must not fail for want of memory: then it shows what there is.
   if (fx_.no_growth) return;
   for (const FileId& id : a_.files_of_operations()) {
-    if (Files::find(a_, root_.files, id) != 0) continue;
+    if ((only && id != *only) || Files::find(a_, root_.files, id) != 0) continue;
     settle_file(file_for(id));  // it may have ended meanwhile
     commit_step();
   }

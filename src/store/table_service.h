@@ -154,7 +154,7 @@ class TableService : public LockService {
   Result<GrantPage> list(const ListQuery& query) override {
     GrantPage page;
     const auto r = walk(query, page.next, [&](auto& table, ListCursor& at) {
-      table.bring_in_operations();
+      table.bring_in_operations(query.file);
       return table.list(query.file, at, room(query, page.grants.size()), page.grants);
     });
     if (!r) return r.error();

@@ -5,6 +5,9 @@
 //                                        one owner holds RANGES others
 //        tablebench files COUNT FILES    the same where FILES files have a lock each
 //        tablebench readers COUNT OWNERS the same, shared, where OWNERS hold all of that very range
+//        tablebench ops COUNT FILES      ns for an operation, begin and end, with nothing on its
+//        file tablebench ops_beside COUNT N   the same on a file on which a lock is held beside it
+//        tablebench look COUNT FILES     ns for the bare look, where FILES other files have a lock
 //        tablebench memory RANGES        bytes that one of RANGES ranges on a file takes
 #include <unistd.h>
 
@@ -54,6 +57,18 @@ class TableOnTrial {
                                            *ByteRange::from_half_open(at, at + kLength))),
          "unlock");
   }
+  void operate(std::uint64_t file) {
+    LockService::OpRequest op;
+    op.file = {1, file};
+    op.op = {store_->mount_id(), ++last_op_, OwnerSpace::kOp};
+    op.owner = {store_->mount_id(), 2, OwnerSpace::kRange};
+    op.range = *ByteRange::from_half_open(0, kLength);
+    op.kind = LockKind::kWriteOp;
+    const auto got = store_->begin_op(op, OnConflict::kRefuse, {});
+    must(got && std::holds_alternative<Granted>(*got), "operation");
+    store_->end_op(op.file, op.op);
+  }
+  [[nodiscard]] bool nothing_on(std::uint64_t file) { return store_->nothing_on({1, file}); }
   [[nodiscard]] std::uint64_t bytes_used() {
     const auto stats = store_->stats();
     must(static_cast<bool>(stats), "stats");
@@ -64,6 +79,7 @@ class TableOnTrial {
 
  private:
   NobodyWaits sink_;
+  std::uint64_t last_op_{};
   std::unique_ptr<ShmStore> store_;
 };
 
@@ -109,6 +125,44 @@ void readers(std::uint64_t count, std::uint64_t owners) {
   }));
 }
 
+// On 1,000 files that nobody has a lock on, one after the other.
+constexpr std::uint64_t kUnlocked = 1000;
+constexpr std::uint64_t kUnlockedFrom = 10'000'000;
+
+void lock_files(TableOnTrial& table, std::uint64_t files) {
+  for (std::uint64_t i = 0; i < files; ++i) table.lock(1 + i, 1, 0, LockMode::kExclusive);
+}
+
+void ops(std::uint64_t count, std::uint64_t files) {
+  TableOnTrial table;
+  lock_files(table, files);
+  report(ns_each(count, [&] {
+    for (std::uint64_t i = 0; i < count; ++i) table.operate(kUnlockedFrom + i % kUnlocked);
+  }));
+}
+
+void ops_beside(std::uint64_t count, std::uint64_t files) {
+  TableOnTrial table;
+  for (std::uint64_t i = 0; i < files; ++i) table.lock(1 + i, 1, kStride, LockMode::kExclusive);
+  report(ns_each(count, [&] {
+    for (std::uint64_t i = 0; i < count; ++i) table.operate(1 + i % files);
+  }));
+}
+
+void look(std::uint64_t count, std::uint64_t files) {
+  TableOnTrial table;
+  lock_files(table, files);
+  std::uint64_t clear = 0;
+  report(ns_each(count, [&] {
+    for (std::uint64_t i = 0; i < count; ++i) {
+      clear += table.nothing_on(kUnlockedFrom + i % kUnlocked) ? 1 : 0;
+    }
+  }));
+  must(clear > count / 2, "nothing on most of them");
+  std::fprintf(stderr, "nothing on %.1f%%\n",
+               100.0 * static_cast<double>(clear) / static_cast<double>(count));
+}
+
 void memory(std::uint64_t ranges) {
   TableOnTrial table;
   const std::uint64_t before = table.bytes_used();
@@ -124,11 +178,19 @@ int run(int argc, char** argv) {
     files(number(argv[2]), number(argv[3]));
   } else if (what == "readers" && argc == 4) {
     readers(number(argv[2]), number(argv[3]));
+  } else if (what == "ops" && argc == 4) {
+    ops(number(argv[2]), number(argv[3]));
+  } else if (what == "ops_beside" && argc == 4) {
+    ops_beside(number(argv[2]), number(argv[3]));
+  } else if (what == "look" && argc == 4) {
+    look(number(argv[2]), number(argv[3]));
   } else if (what == "memory" && argc == 3) {
     memory(number(argv[2]));
   } else {
-    std::fputs("usage: tablebench pair|files|readers COUNT HOW_MANY, tablebench memory RANGES\n",
-               stderr);
+    std::fputs(
+        "usage: tablebench pair|files|readers|ops|ops_beside|look COUNT HOW_MANY, "
+        "tablebench memory RANGES\n",
+        stderr);
     return 2;
   }
   return 0;

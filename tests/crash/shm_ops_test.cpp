@@ -4,11 +4,13 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstring>
 #include <thread>
 
 #include "base/log.h"
 #include "crash/ops_actor.h"
+#include "crash/step_mount.h"
 #include "support/store_fixture.h"
 
 namespace latchfs::test {
@@ -41,6 +43,9 @@ class ShmOps : public ::testing::Test {
     auto region = Region::open(registry->region_name());
     ASSERT_TRUE(region.ok());
     watch_ = std::move(*region);
+    // The shard has its memory: what happens at a fault point does not happen while it grows.
+    EXPECT_EQ(other_->ask("lock"), "granted");
+    EXPECT_EQ(other_->ask("unlock"), "released");
   }
   void TearDown() override {
     EXPECT_EQ(writer_->ask("verify"), "ok");
@@ -167,7 +172,11 @@ TEST_F(ShmOps, SawTheRecordAndWithdrawsBeforeItsMakerLooks) {
   ASSERT_TRUE(second_.reached());
   gate_.open();
   // It withdraws and waits for the mutex, which the one that is held has.
-  while (!watch_->operations().files().empty()) std::this_thread::yield();
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes{1};
+  while (!watch_->operations().files().empty()) {
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+    std::this_thread::yield();
+  }
   second_.open();
   EXPECT_EQ(locker_->answer(), "granted");
   EXPECT_EQ(writer_->answer(), "conflict");
@@ -200,6 +209,50 @@ TEST_F(ShmOps, DoesNotTrustAnUnlockThatIsNotCommitted) {
   EXPECT_EQ(writer_->ask("end"), "ended");
 }
 
+// A lock is held when it says that it is there; before it looks somebody lists.
+TEST_F(ShmOps, NobodyTakesInWhatHasYetToLook) {
+  writer_->ask("arm " + gate_.at("shm.op_begins") + ";" + second_.at("shm.op_published"));
+  writer_->tell("begin");
+  ASSERT_TRUE(gate_.reached());
+  EXPECT_EQ(locker_->ask("lock"), "granted");
+  gate_.open();
+  ASSERT_TRUE(second_.reached());
+  EXPECT_EQ(other_->ask("list"), "0");
+  EXPECT_EQ(other_->ask("lock"), "conflict");
+  EXPECT_EQ(other_->ask("verify"), "ok");
+  second_.open();
+  EXPECT_EQ(writer_->answer(), "conflict");
+  EXPECT_EQ(locker_->ask("unlock"), "released");
+}
+
+// After a shard was made anew: what was in the table before, and its slot says so.
+TEST_F(ShmOps, ComeBackWhenTheirEntryWasLost) {
+  TellTale told;
+  const auto mount = join_quietly(table_, told);
+  ASSERT_NE(mount, nullptr);
+  LockService::OpRequest op;
+  op.file = {1, 100};
+  op.op = {mount->mount_id(), 7, OwnerSpace::kOp};
+  op.range = *ByteRange::from_half_open(0, 1);
+  op.kind = LockKind::kWriteOp;
+  ASSERT_TRUE(mount->begin_op(op, OnConflict::kRefuse, {}).ok());
+  LockRequest beside;
+  beside.file = op.file;
+  beside.owner = {mount->mount_id(), 8, OwnerSpace::kRange};
+  beside.range = *ByteRange::from_half_open(1, 2);
+  ASSERT_TRUE(mount->acquire(beside, OnConflict::kRefuse, {}).ok());
+  EXPECT_EQ(other_->ask("list"), "1");
+  ASSERT_TRUE(mount->drop_owner(op.file, op.op).ok());  // (not by end_op(): the slot stays)
+  EXPECT_EQ(other_->ask("list"), "0");
+  lock::Effects fx;
+  EXPECT_FALSE(mount->backend().locked(shm::shard_of(op.file), fx,
+                                       [](auto& table) { table.restore_operations(); }));
+  EXPECT_EQ(other_->ask("list"), "1");
+  mount->end_op(op.file, op.op);
+  EXPECT_EQ(other_->ask("list"), "0");
+  mount->reap_mount(mount->mount_id());
+}
+
 // More than fit into one step, and than the shard has memory for.
 TEST_F(ShmOps, VeryManyAreTakenIn) {
   Actor more{table_};
@@ -216,7 +269,7 @@ TEST_F(ShmOps, VeryManyAreTakenIn) {
 // Who takes them in dies half-way: the rest is not forgotten.
 TEST_F(ShmOps, WhoTakesManyInDies) {
   ASSERT_EQ(writer_->ask("begin 30"), "granted");
-  locker_->ask("arm shm.committed=kill@2");
+  locker_->ask("arm shm.committed=kill@1");
   EXPECT_EQ(locker_->ask("lock"), "dead");
   locker_->kill();
   EXPECT_EQ(other_->ask("lock"), "conflict");

@@ -1,8 +1,10 @@
 // Slots of operations in flight and the filter of files, by themselves.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "store/shm/file_filter.h"
@@ -140,6 +142,36 @@ TEST_F(OpSlots, WhoJoinsFindsAllFree) {
   for (std::uint64_t key = 1; key <= kOpSlots; ++key) {
     ASSERT_NE(table_.publish(kSlot, request(key), 0), nullptr);
   }
+}
+
+// A slot is used for one file and another in turn while somebody looks through it.
+TEST_F(OpSlots, NobodyReadsHalfOfEach) {
+  const FileId other{9, 200};
+  std::atomic<bool> over{false};
+  std::thread mount{[&] {
+    for (std::uint64_t key = 1; key <= 300'000; ++key) {
+      auto op = request(key, key % 2 == 0 ? kFile : other);
+      op.range = *ByteRange::from_half_open(key, key + 1);
+      op.holder.fh = key;
+      if (table_.publish(kSlot, op, 0) != nullptr) (void)table_.over(kSlot, key);
+    }
+    over = true;
+  }};
+  std::uint64_t seen = 0;
+  std::uint64_t wrong = 0;
+  while (!over) {
+    for (const FileId file : {kFile, other}) {
+      table_.take_in(file, true, [&](const LockService::OpRequest& op, std::int64_t) {
+        ++seen;
+        const bool right = op.range.begin() == op.op.key && op.holder.fh == op.op.key &&
+                           (op.op.key % 2 == 0) == (file == kFile);
+        wrong += right ? 0 : 1;
+      });
+    }
+    (void)table_.files();
+  }
+  mount.join();
+  EXPECT_EQ(wrong, 0u) << "of " << seen;
 }
 
 class Filter : public ::testing::Test {

@@ -151,6 +151,14 @@ std::optional<OpTable::InFlight> OpTable::taken_in(OpSlot& slot, std::uint64_t s
   return found;
 }
 
+bool OpTable::any_outside() const noexcept {
+  bool any = false;
+  for_each(*this, [&](const OpSlot&, std::uint64_t state) {
+    any |= op_state(state) == OpState::kInFlight;
+  });
+  return any;
+}
+
 std::vector<FileId> OpTable::files() const {
   std::vector<FileId> all;
   for_each(*this, [&](const OpSlot& slot, std::uint64_t state) {

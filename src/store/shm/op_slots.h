@@ -100,6 +100,8 @@ struct OpTable {
   }
   // Files of whatever is in flight or in the table: what was so at some moment of the call.
   [[nodiscard]] std::vector<FileId> files() const;
+  // Whether anything is in flight that was not taken in.
+  [[nodiscard]] bool any_outside() const noexcept;
 
  private:
   static std::optional<InFlight> taken_in(OpSlot& slot, std::uint64_t state, FileId file,

@@ -198,6 +198,10 @@ Result<TableStats> ShmBackend::stats() {
   out.bytes_max = h.region_bytes;
   out.bytes_committed = h.frontier.load();
   out.changed_at_ns = h.changed_at.load(std::memory_order_relaxed);
+  // What begins outside of the table stamps nothing; a listing will take it in.
+  if (region_->operations().any_outside()) {
+    out.changed_at_ns = std::max(out.changed_at_ns, realtime_ns());
+  }
   std::uint64_t free_bytes = 0;
   std::uint64_t cells = 0;
   for (std::uint32_t i = 0; i < kShardCount; ++i) {

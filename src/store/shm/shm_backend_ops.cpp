@@ -20,6 +20,7 @@ std::int64_t about_now_ns() noexcept {
 bool ShmBackend::begin_outside(const LockService::OpRequest& op) noexcept {
   // (Only spares what would be withdrawn.)
   if (op.op.mount != mount_id_ || !nothing_on(op.file)) return false;
+  fault_point("shm.op_begins");
   OpSlot* const slot = region_->operations().publish(slot_, op, about_now_ns());
   if (slot == nullptr) return false;
   fault_point("shm.op_published");
