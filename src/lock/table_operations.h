@@ -40,7 +40,9 @@ void LockTable<A>::bring_in_operations(const std::optional<FileId>& only) {
   // A listing must not fail for want of memory: then it shows what there is.
   if (fx_.no_growth) return;
   for (const FileId& id : a_.files_of_operations()) {
-    if ((only && id != *only) || Files::find(a_, root_.files, id) != 0) continue;
+    if (only && id != *only) continue;
+    const Ref f = Files::find(a_, root_.files, id);
+    if (f != 0 && file(f).taking_in == 0) continue;
     settle_file(file_for(id));  // it may have ended meanwhile
     commit_step();
   }
