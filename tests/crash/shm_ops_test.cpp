@@ -327,6 +327,18 @@ INSTANTIATE_TEST_SUITE_P(At, ShmOpsDeath,
                                            "shm.commit", "shm.committed"),
                          [](const auto& at) { return std::string{at.param}.substr(4); });
 
+// The bit that its step set goes when the step is undone.
+TEST_F(ShmOps, ABitOfAnUndoneStepGoes) {
+  locker_->ask("arm shm.file_appeared=kill@1");
+  EXPECT_EQ(locker_->ask("lock"), "dead");
+  locker_->kill();
+  EXPECT_EQ(other_->ask("verify"), "ok");
+  EXPECT_EQ(left(), "");
+  EXPECT_EQ(writer_->ask("begin"), "granted");
+  EXPECT_EQ(watch_->shard(shm::shard_of({1, 100})).root.file_count, 0u);
+  EXPECT_EQ(writer_->ask("end"), "ended");
+}
+
 class ShmOpsWriterDeath : public ShmOps, public ::testing::WithParamInterface<const char*> {};
 
 // The operation's own process dies: what it said goes with it.

@@ -219,6 +219,50 @@ TEST_F(Filter, MadeAnew) {
   }
 }
 
+// Both sides of the argument at once, over and over: one of the two must see the other. (A plain
+// store in place of either `seq_cst` one fails here within moments.)
+TEST_F(Filter, OneOfTheTwoSeesTheOther) {
+  constexpr int kRounds = 200'000;
+  const std::uint32_t cell = FileFilter::cell_of(kFile);
+  const std::unique_ptr<OpTable> owned{new OpTable{}};
+  OpTable& table = *owned;
+  std::atomic<int> ready{0};
+  const auto both = [&ready](int round) {
+    ready.fetch_add(1);
+    for (int spins = 0; ready.load(std::memory_order_relaxed) < 2 * round; ++spins) {
+      if (spins > 1000) std::this_thread::yield();
+    }
+  };
+  std::vector<char> nothing(kRounds), taken(kRounds);
+  std::thread operation{[&] {
+    for (int i = 0; i < kRounds; ++i) {
+      both(2 * i + 1);
+      table.publish(kSlot, request(static_cast<std::uint64_t>(i) + 1), 0);
+      nothing[i] = filter_.nothing_in(cell) ? 1 : 0;
+      both(2 * i + 2);
+      (void)table.over(kSlot, static_cast<std::uint64_t>(i) + 1);
+    }
+  }};
+  for (int i = 0; i < kRounds; ++i) {
+    filter_.settle(cell);  // its count is 0: the bit goes
+    both(2 * i + 1);
+    // (As long as the other one takes to fill in its slot.)
+    for (int wait = i % 64; wait > 0; --wait) std::atomic_signal_fence(std::memory_order_seq_cst);
+    filter_.mark(cell);
+    taken[i] = take_in(table, kFile).empty() ? 0 : 1;
+    both(2 * i + 2);
+  }
+  operation.join();
+  int neither = 0;
+  int each = 0;
+  for (int i = 0; i < kRounds; ++i) {
+    neither += nothing[i] != 0 && taken[i] == 0 ? 1 : 0;
+    each += nothing[i] == 0 && taken[i] != 0 ? 1 : 0;
+  }
+  EXPECT_EQ(neither, 0);
+  std::printf("both saw the other %d times of %d\n", each, kRounds);
+}
+
 // Files beside each other on one file system are spread over shards and cells.
 TEST_F(Filter, HundredThousandFilesLeaveFiveOfSixAlone) {
   std::vector<bool> taken(std::size_t{64} * FileFilter::kCells);
