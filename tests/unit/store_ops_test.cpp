@@ -220,7 +220,8 @@ TEST_F(Filter, MadeAnew) {
 }
 
 // Both sides of the argument at once, over and over: one of the two must see the other. (A plain
-// store in place of either `seq_cst` one fails here within moments.)
+// store in place of the operation's `seq_cst` one fails here within moments; of the other one's it
+// was not seen to, for that needs a store delayed for as long as it takes to publish.)
 TEST_F(Filter, OneOfTheTwoSeesTheOther) {
   constexpr int kRounds = 200'000;
   const std::uint32_t cell = FileFilter::cell_of(kFile);
