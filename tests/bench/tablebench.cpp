@@ -11,6 +11,7 @@
 //        tablebench memory RANGES        bytes that one of RANGES ranges on a file takes
 #include <unistd.h>
 
+#include <array>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -125,19 +126,34 @@ void readers(std::uint64_t count, std::uint64_t owners) {
   }));
 }
 
-// On 1,000 files that nobody has a lock on, one after the other.
-constexpr std::uint64_t kUnlocked = 1000;
-constexpr std::uint64_t kUnlockedFrom = 10'000'000;
+// On 1,024 files that nobody has a lock on, one after the other. All numbers are scattered: those
+// in a row would share no cell of the filter.
+constexpr std::uint64_t kUnlocked = 1024;
+
+std::uint64_t scattered(std::uint64_t n) {
+  n = (n ^ (n >> 30)) * 0xBF58476D1CE4E5B9ULL;
+  n = (n ^ (n >> 27)) * 0x94D049BB133111EBULL;
+  return n ^ (n >> 31);
+}
+
+std::array<std::uint64_t, kUnlocked> unlocked_files() {
+  std::array<std::uint64_t, kUnlocked> all{};
+  for (std::uint64_t i = 0; i < kUnlocked; ++i) all[i] = scattered((std::uint64_t{1} << 40) + i);
+  return all;
+}
 
 void lock_files(TableOnTrial& table, std::uint64_t files) {
-  for (std::uint64_t i = 0; i < files; ++i) table.lock(1 + i, 1, 0, LockMode::kExclusive);
+  for (std::uint64_t i = 0; i < files; ++i) {
+    table.lock(scattered(1 + i), 1, 0, LockMode::kExclusive);
+  }
 }
 
 void ops(std::uint64_t count, std::uint64_t files) {
   TableOnTrial table;
   lock_files(table, files);
+  const auto unlocked = unlocked_files();
   report(ns_each(count, [&] {
-    for (std::uint64_t i = 0; i < count; ++i) table.operate(kUnlockedFrom + i % kUnlocked);
+    for (std::uint64_t i = 0; i < count; ++i) table.operate(unlocked[i % kUnlocked]);
   }));
 }
 
@@ -152,10 +168,11 @@ void ops_beside(std::uint64_t count, std::uint64_t files) {
 void look(std::uint64_t count, std::uint64_t files) {
   TableOnTrial table;
   lock_files(table, files);
+  const auto unlocked = unlocked_files();
   std::uint64_t clear = 0;
   report(ns_each(count, [&] {
     for (std::uint64_t i = 0; i < count; ++i) {
-      clear += table.nothing_on(kUnlockedFrom + i % kUnlocked) ? 1 : 0;
+      clear += table.nothing_on(unlocked[i % kUnlocked]) ? 1 : 0;
     }
   }));
   must(clear > count / 2, "nothing on most of them");
