@@ -1,7 +1,8 @@
 // The shared table's format. Fixed widths, offsets and Refs instead of pointers, no vtables.
 //
 // Survives the death of any process at any instruction; not a reboot (nor need it: no lock does).
-// Everything from a shard on is changed only under that shard's mutex and through its log.
+// Everything from a shard on is changed only under that shard's mutex and through its log; but the
+// filter's bits, which follow from what is (file_filter.h).
 //
 //   0              Header: identity, mounts, users
 //   kOpsAt         operations in flight outside of the table: changed without mutex or log
