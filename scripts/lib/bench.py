@@ -202,6 +202,12 @@ class Rows:
             ("unlock that leaves 10,000 waiters to another reader", "ns", False,
              self.lock("", table=("moved", 10_000))),
             ("2,000 processes hand one lock round", "ns", False, self.lock("round", 20_000, 2_000)),
+            ("operation (enforce=mandatory), nobody has a lock", "ns", False,
+             self.lock("", table=("ops", 5_000_000, 0))),
+            ("the same, 100,000 other files have one", "ns", False, self.lock("", table=("ops", 5_000_000, 100_000))),
+            ("operation beside a lock on its file", "ns", False, self.lock("", table=("ops_beside", 500_000, 1))),
+            ("is anything on this file? 100,000 others have a lock", "ns", False,
+             self.lock("", table=("look", 50_000_000, 100_000))),
             ("memory of one of 1,000,000 ranges", "bytes", False, self.lock("", table=("memory", 1_000_000))),
         ]
 

@@ -2,8 +2,8 @@
 //
 // Compiled in always, armed only by the environment variable LATCHFS_FAULT, read once, and only
 // when real and effective uid agree: "NAME=kill@N" dies by SIGKILL at the N-th passage (from 1),
-// "NAME=hold:PATH" waits until PATH no longer exists; several separated by ';'.
-// Unarmed it costs one relaxed load.
+// "NAME=hold:PATH" adds a byte to PATH and waits until it no longer exists; several separated by
+// ';'. Unarmed it costs one relaxed load.
 #pragma once
 
 #include <atomic>

@@ -67,7 +67,9 @@ struct FileRec {
   std::uint32_t grant_count, waiter_count, op_count;
   std::uint32_t next_seq;            // of the next waiter
   std::uint32_t flock_waiter_count;  // of waiter_count
-  std::uint8_t reserve[40];
+  std::uint8_t
+      taking_in;  // 1: operations in flight may be to be taken in still (table_operations.h)
+  std::uint8_t reserve[39];
 };
 static_assert(sizeof(FileRec) == 128 && std::is_trivially_copyable_v<FileRec>,
               "changed? bump kTableFormat");

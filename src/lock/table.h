@@ -8,6 +8,9 @@
 // NeedCells when it has none, as reserve<T>(n) does without taking; can_take<T>(n); free<T>(Ref);
 // get, alloc and free may throw Damaged (treap.h); could_be<T>(Ref): whether get may be asked about
 // a Ref that may have been freed since;
+// file_appears(FileId) when a file gets its record, file_goes(FileId) when that goes;
+// file_expected(FileId): whether the arena has been told; take_in_operations(FileId, fresh, fn) and
+// files_of_operations(): what is in flight outside of the table (table_operations.h).
 // commit() ends one atomic step, all sets since the last one come true together. The caller commits
 // after each public call; calls that change more than kWideGrants grants commit by themselves in
 // between, guarded by TableRoot::intent.
@@ -122,6 +125,10 @@ class LockTable {
   void enqueue_op(const LockService::OpRequest& req, Ref blocker, WaiterToken token,
                   std::int64_t now);
 
+  // ---- operations in flight outside of the table (table_operations.h) ----
+  void bring_in_operations(const std::optional<FileId>& only);
+  void restore_operations();
+
   // ---- waits (table_waits.h) ----
   bool cancel(FileId file, std::uint64_t mount, WaiterToken token);
   // Ends a wait with err, if it still waits.
@@ -184,10 +191,15 @@ class LockTable {
     fx_.mark();
   }
 
+  // table_operations.h
+  void take_in_operations(Ref f);
+  bool take_in(Ref f, const LockService::OpRequest& op, std::int64_t started);
+
   // table_ranges.h: owners' own grants
   Ref file_for(FileId id);
   Ref owner_for(Ref f, const OwnerId& id, const Holder& holder, LockKind kind);
   void settle_owner(Ref o);  // frees owner and file records that nothing needs any more
+  void settle_file(Ref f);
   static const Ref& tree_of(const FileRec& f, OwnerSpace space) {
     return space == OwnerSpace::kFlock ? f.flock_grants : f.range_grants;
   }
@@ -253,6 +265,7 @@ class LockTable {
 
 #include "lock/table_conflict.h"
 #include "lock/table_list.h"
+#include "lock/table_operations.h"
 #include "lock/table_ranges.h"
 #include "lock/table_requests.h"
 #include "lock/table_waits.h"

@@ -140,6 +140,7 @@ bool LockTable<A>::verify(FileId& at, bool& at_start, std::string& wrong) const 
     if (wrong.empty()) wrong = fmt::format("file {}:{}: {}", rec.dev, rec.ino, what);
   };
   if (!a_.template could_be<FileRec>(f)) broken("its record is none of this shard");
+  if (!a_.file_expected(at)) broken("a record of a file that has none");
   std::uint64_t in_trees = 0;
   for (const Ref tree : {rec.range_grants, rec.flock_grants}) {
     for (Ref g = FileGrants::first(a_, tree); g != 0;

@@ -9,12 +9,17 @@ namespace latchfs::lock {
 template <class A>
 Ref LockTable<A>::file_for(FileId id) {
   Ref f = Files::find(a_, root_.files, id);
-  if (f != 0) return f;
+  if (f != 0) {
+    if (file(f).taking_in != 0) take_in_operations(f);
+    return f;
+  }
   f = a_.template alloc<FileRec>();
   a_.set(file(f).dev, id.dev);
   a_.set(file(f).ino, id.ino);
   a_.set(root_.files, Files::insert(a_, root_.files, f));
   bump(root_.file_count, 1);
+  a_.file_appears(id);
+  take_in_operations(f);
   return f;
 }
 
@@ -53,11 +58,17 @@ void LockTable<A>::settle_owner(Ref o) {
     a_.template free<OwnerRec>(o);
     bump(root_.owner_count, -1);
   }
-  if (file(f).owners == 0) {
-    a_.set(root_.files, Files::erase(a_, root_.files, f));
-    a_.template free<FileRec>(f);
-    bump(root_.file_count, -1);
-  }
+  settle_file(f);
+}
+
+template <class A>
+void LockTable<A>::settle_file(Ref f) {
+  if (file(f).owners != 0) return;
+  const FileId id{file(f).dev, file(f).ino};
+  a_.set(root_.files, Files::erase(a_, root_.files, f));
+  a_.template free<FileRec>(f);
+  bump(root_.file_count, -1);
+  a_.file_goes(id);
 }
 
 template <class A>

@@ -16,8 +16,9 @@ typename LockTable<A>::Attempt LockTable<A>::attempt(const LockRequest& req, std
   const Asker me{req.owner.mount, req.owner.key, 0, 0, req.owner.space};
   const std::uint64_t begin = req.range.begin();
   const std::uint64_t end = req.range.end();
-  Ref f = Files::find(a_, root_.files, req.file);
-  Ref o = f == 0 ? 0 : Owners::find(a_, file(f).owners, req.owner);
+  // Before anything is looked at: a new record brings the operations in flight with it.
+  Ref f = file_for(req.file);
+  Ref o = Owners::find(a_, file(f).owners, req.owner);
   bool lost = false;
   const bool of_description = req.kind == LockKind::kOfd || req.kind == LockKind::kFlock;
   if (o != 0 && owner(o).grant_count != 0 && of_description && owner(o).fh != req.holder.fh) {
@@ -37,7 +38,6 @@ typename LockTable<A>::Attempt LockTable<A>::attempt(const LockRequest& req, std
   Attempt found = conflict(f, me, begin, end, req.mode, mono);
   bool weakened = lost;
   if (found.blocker == 0) {
-    f = file_for(req.file);
     o = owner_for(f, req.owner, req.holder, req.kind);
     a_.set(owner(o).fenced, std::uint8_t{0});
     a_.set(owner(o).closing_at, std::int64_t{0});

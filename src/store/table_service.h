@@ -12,8 +12,12 @@
 //     tables(i) is shard i's table, to read.
 //   void outside(const Effects&)  rings doorbells, counts per user, stamps the change.
 //   std::string check_store(shard)  inside a step: "" or what is wrong with its memory;
-//   empty(shard, why) gives up what it holds. bool user_may_take(uid)  the per-user limit;
-//   note_user_full(uid) logs that it was met. GrantSink& sink();
+//   empty(shard, why) gives up what it holds.
+//   bool begin_outside(OpRequest)  true: nothing is on the file, the operation is in flight outside
+//   of the table. bool end_outside(op)  true: it was there still; else it is (or was) in the table.
+//   void forget_operations(mount)  of a dead mount, before its table entries.
+//   bool user_may_take(uid)  the per-user limit; note_user_full(uid) logs that it was met.
+//   GrantSink& sink();
 //
 // Lock order: docs/lock-order.md. Nothing here calls out while a mutex is held.
 #pragma once
@@ -125,6 +129,7 @@ class TableService : public LockService {
   }
 
   Result<OpStarted> begin_op(const OpRequest& req, OnConflict on, WaiterToken token) override {
+    if (backend_.begin_outside(req)) return OpStarted{Granted{}};
     OpStarted answer = Granted{};
     using Outcome = typename lock::LockTable<typename Backend::Arena>::OpOutcome;
     const auto r = step(req.file, [&](auto& table) {
@@ -144,6 +149,7 @@ class TableService : public LockService {
   }
 
   void end_op(FileId file, OwnerId op) noexcept override {
+    if (backend_.end_outside(op)) return;
     if (!drop_owner(file, op)) {
       log::error("an operation on {}:{} could not be taken out of the table", file.dev, file.ino);
     }
@@ -152,6 +158,7 @@ class TableService : public LockService {
   Result<GrantPage> list(const ListQuery& query) override {
     GrantPage page;
     const auto r = walk(query, page.next, [&](auto& table, ListCursor& at) {
+      table.bring_in_operations(query.file);
       return table.list(query.file, at, room(query, page.grants.size()), page.grants);
     });
     if (!r) return r.error();
@@ -198,6 +205,7 @@ class TableService : public LockService {
   // Everything a dead mount left. False (logged): some of it is still there.
   bool reap_mount(std::uint64_t mount) {
     bool all = true;
+    backend_.forget_operations(mount);
     for (std::uint32_t i = 0; i < backend_.shard_count(); ++i) {
       FileId at{};
       bool at_start = true;

@@ -11,8 +11,12 @@
 //                         deadlock search costs
 //   cycle COUNT OWNERS    ns for one request that would close a cycle of OWNERS
 //   moved WAITERS         ns for one unlock after which WAITERS wait for another owner
+//   ops COUNT FILES       ns for an operation, begin and end, with nothing on its file
+//   ops_beside COUNT N    the same on a file on which a lock is held beside it
+//   look COUNT FILES      ns for the bare look, where FILES other files have a lock
 #include <unistd.h>
 
+#include <array>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -75,6 +79,18 @@ class TableOnTrial {
   void cancel(std::uint64_t file, std::uint64_t token) {
     must(store_->cancel({1, file}, WaiterToken{token}) == Cancelled::kCancelled, "cancel");
   }
+  void operate(std::uint64_t file) {
+    LockService::OpRequest op;
+    op.file = {1, file};
+    op.op = {store_->mount_id(), ++last_op_, OwnerSpace::kOp};
+    op.owner = {store_->mount_id(), 2, OwnerSpace::kRange};
+    op.range = *ByteRange::from_half_open(0, kLength);
+    op.kind = LockKind::kWriteOp;
+    const auto got = store_->begin_op(op, OnConflict::kRefuse, {});
+    must(got && std::holds_alternative<Granted>(*got), "operation");
+    store_->end_op(op.file, op.op);
+  }
+  [[nodiscard]] bool nothing_on(std::uint64_t file) { return store_->nothing_on({1, file}); }
   [[nodiscard]] std::uint64_t bytes_used() {
     const auto stats = store_->stats();
     must(static_cast<bool>(stats), "stats");
@@ -85,6 +101,7 @@ class TableOnTrial {
 
  private:
   NobodyWaits sink_;
+  std::uint64_t last_op_{};
   std::unique_ptr<ShmStore> store_;
 };
 
@@ -128,6 +145,60 @@ void readers(std::uint64_t count, std::uint64_t owners) {
       table.unlock(1, 2, 0);
     }
   }));
+}
+
+// On 1,024 files that nobody has a lock on, one after the other. All numbers are scattered: those
+// in a row would share no cell of the filter.
+constexpr std::uint64_t kUnlocked = 1024;
+
+std::uint64_t scattered(std::uint64_t n) {
+  n = (n ^ (n >> 30)) * 0xBF58476D1CE4E5B9ULL;
+  n = (n ^ (n >> 27)) * 0x94D049BB133111EBULL;
+  return n ^ (n >> 31);
+}
+
+std::array<std::uint64_t, kUnlocked> unlocked_files() {
+  std::array<std::uint64_t, kUnlocked> all{};
+  for (std::uint64_t i = 0; i < kUnlocked; ++i) all[i] = scattered((std::uint64_t{1} << 40) + i);
+  return all;
+}
+
+void lock_files(TableOnTrial& table, std::uint64_t files) {
+  for (std::uint64_t i = 0; i < files; ++i) {
+    table.lock(scattered(1 + i), 1, 0, LockMode::kExclusive);
+  }
+}
+
+void ops(std::uint64_t count, std::uint64_t files) {
+  TableOnTrial table;
+  lock_files(table, files);
+  const auto unlocked = unlocked_files();
+  report(ns_each(count, [&] {
+    for (std::uint64_t i = 0; i < count; ++i) table.operate(unlocked[i % kUnlocked]);
+  }));
+}
+
+void ops_beside(std::uint64_t count, std::uint64_t files) {
+  TableOnTrial table;
+  for (std::uint64_t i = 0; i < files; ++i) table.lock(1 + i, 1, kStride, LockMode::kExclusive);
+  report(ns_each(count, [&] {
+    for (std::uint64_t i = 0; i < count; ++i) table.operate(1 + i % files);
+  }));
+}
+
+void look(std::uint64_t count, std::uint64_t files) {
+  TableOnTrial table;
+  lock_files(table, files);
+  const auto unlocked = unlocked_files();
+  std::uint64_t clear = 0;
+  report(ns_each(count, [&] {
+    for (std::uint64_t i = 0; i < count; ++i) {
+      clear += table.nothing_on(unlocked[i % kUnlocked]) ? 1 : 0;
+    }
+  }));
+  must(clear > count / 2, "nothing on most of them");
+  std::fprintf(stderr, "nothing on %.1f%%\n",
+               100.0 * static_cast<double>(clear) / static_cast<double>(count));
 }
 
 void memory(std::uint64_t ranges) {
@@ -192,6 +263,12 @@ int run(int argc, char** argv) {
     files(number(argv[2]), number(argv[3]));
   } else if (what == "readers" && argc == 4) {
     readers(number(argv[2]), number(argv[3]));
+  } else if (what == "ops" && argc == 4) {
+    ops(number(argv[2]), number(argv[3]));
+  } else if (what == "ops_beside" && argc == 4) {
+    ops_beside(number(argv[2]), number(argv[3]));
+  } else if (what == "look" && argc == 4) {
+    look(number(argv[2]), number(argv[3]));
   } else if (what == "memory" && argc == 3) {
     memory(number(argv[2]));
   } else if (what == "queue" && argc == 4) {
@@ -204,7 +281,7 @@ int run(int argc, char** argv) {
     moved(number(argv[2]));
   } else {
     std::fputs(
-        "usage: tablebench pair|files|readers|queue|chain|cycle COUNT HOW_MANY, "
+        "usage: tablebench pair|files|readers|ops|ops_beside|look|queue|chain|cycle COUNT HOW_MANY, "
         "tablebench memory|moved HOW_MANY\n",
         stderr);
     return 2;

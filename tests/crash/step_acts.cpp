@@ -159,6 +159,22 @@ LockService::OpRequest operation(const Stage& s, LockKind kind) {
   return op;
 }
 
+// In flight with nothing on its file, so outside of the table.
+bool one_in_flight(Stage& s) {
+  return warm_up(s) &&
+         s.me->begin_op(operation(s, LockKind::kWriteOp), OnConflict::kRefuse, {}).ok();
+}
+// More of them than one step takes in.
+bool many_in_flight(Stage& s) {
+  if (!warm_up(s)) return false;
+  for (std::uint64_t i = 0; i < 20; ++i) {
+    LockService::OpRequest op = operation(s, LockKind::kWriteOp);
+    op.op.key += i;
+    if (!s.me->begin_op(op, OnConflict::kRefuse, {}).ok()) return false;
+  }
+  return true;
+}
+
 bool nothing(Stage&) { return true; }
 
 }  // namespace
@@ -234,6 +250,26 @@ const std::vector<StepAct>& step_acts() {
        [](Stage& s) {
          return some_locks(s) &&
                 s.me->begin_op(operation(s, LockKind::kReadOp), OnConflict::kRefuse, {}).ok();
+       },
+       [](Stage& s) {
+         s.store().end_op(kFile, {mine(s), 50, OwnerSpace::kOp});
+       }},
+      {"begin_op_outside", kOldOrNew, true, true, warm_up,
+       [](Stage& s) {
+         (void)s.store().begin_op(operation(s, LockKind::kWriteOp), OnConflict::kRefuse, {});
+       }},
+      {"end_op_outside", kOldOrNew, true, true, one_in_flight,
+       [](Stage& s) {
+         s.store().end_op(kFile, {mine(s), 50, OwnerSpace::kOp});
+       }},
+      // (That they are in the table then is no difference to who lists them.)
+      {"take_in", kSame, true, true, one_in_flight,
+       [](Stage& s) { (void)take(s.store(), ask(s.survivor, 2, 0, 10, kEx)); }},
+      {"take_in_many", kOldOrNew, true, true, many_in_flight,
+       [](Stage& s) { (void)wait_for(s.store(), ask(s.survivor, 2, 0, 10, kEx), 900); }},
+      {"end_op_taken_in", kOldOrNew, true, true,
+       [](Stage& s) {
+         return one_in_flight(s) && wait_for(*s.me, ask(s.survivor, 2, 0, 10, kEx), 900);
        },
        [](Stage& s) {
          s.store().end_op(kFile, {mine(s), 50, OwnerSpace::kOp});

@@ -107,6 +107,15 @@ std::string look_at_header(const shm::Region& region,
     }
   }
   if (counted != uids) return "the counts per user are wrong";
+  for (std::uint32_t i = 0; i < shm::kShardCount; ++i) {
+    const shm::FileFilter& filter = region.shard(i).filter;
+    std::uint64_t files = 0;
+    for (std::uint32_t cell = 0; cell < shm::FileFilter::kCells; ++cell) {
+      files += filter.counts[cell];
+      if (filter.nothing_in(cell) != (filter.counts[cell] == 0)) return "a filter bit is wrong";
+    }
+    if (files != region.shard(i).root.file_count) return "a filter counts other files";
+  }
   // (Where the last to grow the table died, the next to grow it counts.)
   const auto& grow_mu = reinterpret_cast<const std::uint32_t&>(h.grow_mu);
   if ((grow_mu & FUTEX_OWNER_DIED) != 0) return "";

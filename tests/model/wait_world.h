@@ -82,6 +82,10 @@ class WaitWorld {
     [[nodiscard]] GrantSink& sink() const { return sink_; }
     static bool user_may_take(std::uint32_t) { return true; }
     static void note_user_full(std::uint32_t) {}
+    // (Operations beside the table: tests/crash/shm_ops_test.cpp.)
+    static bool begin_outside(const LockService::OpRequest&) { return false; }
+    static bool end_outside(OwnerId) { return false; }
+    static void forget_operations(std::uint64_t) {}
     static void note_verified(const std::string&) {}
     static std::string check_store(std::uint32_t) { return ""; }
     static void empty(std::uint32_t, const std::string&) {}

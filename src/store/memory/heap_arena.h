@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "latchfs/types.h"
 #include "lock/records.h"
 
 namespace latchfs {
@@ -44,6 +45,13 @@ class HeapArena {
   template <class T>
   void reserve(int) {}
   void commit() {}
+  // Every operation is in the table.
+  void file_appears(FileId) {}
+  void file_goes(FileId) {}
+  [[nodiscard]] bool file_expected(FileId) const { return true; }
+  template <class Fn>
+  void take_in_operations(FileId, bool, Fn&&) {}
+  [[nodiscard]] std::vector<FileId> files_of_operations() const { return {}; }
 
  private:
   static constexpr std::size_t kCellBytes = 64;

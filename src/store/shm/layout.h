@@ -1,10 +1,12 @@
 // The shared table's format. Fixed widths, offsets and Refs instead of pointers, no vtables.
 //
 // Survives the death of any process at any instruction; not a reboot (nor need it: no lock does).
-// Everything from a shard on is changed only under that shard's mutex and through its log.
+// Everything from a shard on is changed only under that shard's mutex and through its log; but the
+// filter's bits, which follow from what is (file_filter.h).
 //
 //   0              Header: identity, who has which memory, mounts, users
-//   kShardsAt      kShardCount shards: mutex, undo log, slabs, roots
+//   kOpsAt         operations in flight outside of the table: changed without mutex or log
+//   kShardsAt      kShardCount shards: mutex, undo log, slabs, roots, filter of files
 //   kChunksAt      a ChunkRec for each chunk of the region
 //   cells_at()     chunks of 256 cells of 64 bytes, given to shards and back; a Ref is offset / 64
 //
@@ -18,6 +20,8 @@
 
 #include "base/robust_mutex.h"
 #include "lock/records.h"
+#include "store/shm/file_filter.h"
+#include "store/shm/op_slots.h"
 
 namespace latchfs::shm {
 
@@ -87,6 +91,7 @@ struct Header {
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
 static_assert(kShardCount <= 64, "ready_shards has a bit a shard");
+static_assert(kOpMounts == kMaxMounts);
 
 // One store to be undone: `old` goes back to `offset` (bytes from the region's start).
 struct LogEntry {
@@ -122,13 +127,15 @@ struct alignas(64) Shard {
   std::uint32_t chunks;  // how many it has
   Slab small, large;     // records of 64 and of 128 bytes
   lock::TableRoot root;
+  FileFilter filter;
   std::array<LogEntry, kLogEntries> log;
 };
 
 inline constexpr std::uint64_t round_up(std::uint64_t n, std::uint64_t to) {
   return (n + to - 1) / to * to;
 }
-inline constexpr std::uint64_t kShardsAt = round_up(sizeof(Header), kPage);
+inline constexpr std::uint64_t kOpsAt = round_up(sizeof(Header), kPage);
+inline constexpr std::uint64_t kShardsAt = kOpsAt + round_up(sizeof(OpTable), kPage);
 inline constexpr std::uint64_t kShardStride = round_up(sizeof(Shard), kPage);
 inline constexpr std::uint64_t kChunksAt = kShardsAt + kShardCount * kShardStride;
 // Where the cells of a region of this size begin.
@@ -138,13 +145,21 @@ inline constexpr std::uint64_t cells_at(std::uint64_t region_bytes) {
 inline constexpr std::uint64_t kMinRegion =
     round_up(kChunksAt, kChunkBytes) + (kShardCount * 2 + 16) * kChunkBytes;
 static_assert(cells_at(kMinRegion) + kShardCount * 2 * kChunkBytes <= kMinRegion);
+[[nodiscard]] inline constexpr std::uint64_t shard_at(std::uint32_t i) {
+  return kShardsAt + i * kShardStride;
+}
+[[nodiscard]] inline std::uint32_t shard_of(FileId file) {
+  static_assert(kShardCount == 64);
+  return static_cast<std::uint32_t>(file_hash(file) >> 58);
+}
 // A Ref is 32 bits of 64-byte cells.
 inline constexpr std::uint64_t kMaxRegion = (std::uint64_t{1} << 32) * kCellBytes;
 
 inline constexpr std::uint32_t kLayoutHash = static_cast<std::uint32_t>(
     sizeof(Header) * 31 + sizeof(Shard) * 37 + sizeof(MountSlot) * 41 + sizeof(ChunkRec) * 71 +
     sizeof(lock::TableRoot) * 43 + sizeof(lock::GrantRec) * 47 + sizeof(lock::OwnerRec) * 53 +
-    sizeof(lock::FileRec) * 59 + sizeof(lock::WaiterRec) * 61 + kShardCount * 67);
+    sizeof(lock::FileRec) * 59 + sizeof(lock::WaiterRec) * 61 + kShardCount * 67 +
+    sizeof(OpTable) * 79 + sizeof(FileFilter) * 73);
 
 // FNV-1a over the identity fields.
 inline std::uint64_t checksum_of(const Identity& h) {

@@ -34,6 +34,7 @@ class Region {
   [[nodiscard]] Shard& shard(std::uint32_t i) const {
     return *reinterpret_cast<Shard*>(base() + kShardsAt + i * kShardStride);
   }
+  [[nodiscard]] OpTable& operations() const { return *reinterpret_cast<OpTable*>(base() + kOpsAt); }
   [[nodiscard]] std::byte* base() const { return static_cast<std::byte*>(map_.get_address()); }
   [[nodiscard]] std::uint64_t bytes() const { return map_.get_size(); }
 

@@ -12,10 +12,13 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <string>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "base/fault_point.h"
 #include "lock/table.h"
@@ -128,6 +131,8 @@ class ShmArena {
     shard_.log_count = 0;
     std::atomic_signal_fence(std::memory_order_seq_cst);
     fault_point("shm.committed");
+    // Not before: until now a death gives these files their records back.
+    for (; gone_count_ > 0; --gone_count_) shard_.filter.settle(gone_[gone_count_ - 1]);
   }
 
   // Idempotent: a death in here leaves log_count as it was, and the next one begins again.
@@ -144,7 +149,46 @@ class ShmArena {
     std::atomic_signal_fence(std::memory_order_seq_cst);
     shard_.log_count = 0;
     std::atomic_signal_fence(std::memory_order_seq_cst);
+    gone_count_ = 0;
+    shard_.filter.settle_all();
     return true;
+  }
+
+  // The filter's bit goes up at once and comes down after the commit: file_filter.h.
+  void file_appears(FileId file) {
+    const std::uint32_t cell = FileFilter::cell_of(file);
+    FileFilter& filter = shard_.filter;
+    if (filter.counts[cell] != FileFilter::kStuck) {
+      set(filter.counts[cell], filter.counts[cell] + 1);
+    }
+    filter.mark(cell);
+    fault_point("shm.file_appeared");
+  }
+  void file_goes(FileId file) {
+    const std::uint32_t cell = FileFilter::cell_of(file);
+    FileFilter& filter = shard_.filter;
+    // (0: damaged. The bit is wrong at worst until the file is given a record again.)
+    if (filter.counts[cell] == FileFilter::kStuck || filter.counts[cell] == 0) return;
+    set(filter.counts[cell], filter.counts[cell] - 1);
+    // What is forgotten here stays marked, for nothing, until a step is undone.
+    if (gone_count_ < gone_.size()) gone_[gone_count_++] = cell;
+  }
+  [[nodiscard]] bool file_expected(FileId file) const {
+    const std::uint32_t cell = FileFilter::cell_of(file);
+    return shard_.filter.counts[cell] != 0 && !shard_.filter.nothing_in(cell);
+  }
+
+  template <class Fn>
+  void take_in_operations(FileId file, bool fresh, Fn&& fn) {
+    operations().take_in(file, fresh, std::forward<Fn>(fn));
+    fault_point("shm.ops_taken_in");
+  }
+  // Of this shard.
+  [[nodiscard]] std::vector<FileId> files_of_operations() const {
+    std::vector<FileId> all = operations().files();
+    const auto mine = static_cast<std::uint64_t>(reinterpret_cast<std::byte*>(&shard_) - base_);
+    std::erase_if(all, [&](FileId file) { return shard_at(shard_of(file)) != mine; });
+    return all;
   }
 
  private:
@@ -247,6 +291,8 @@ class ShmArena {
     fault_point("shm.store");
   }
 
+  [[nodiscard]] OpTable& operations() const { return *reinterpret_cast<OpTable*>(base_ + kOpsAt); }
+
   std::byte* base_;
   std::uint64_t bytes_;
   ChunkRec* chunks_;
@@ -256,6 +302,9 @@ class ShmArena {
   Shard& shard_;
   std::uint8_t mine_;
   mutable std::uint64_t looks_;
+  // Cells whose count went down in this step, which is about one file.
+  std::array<std::uint32_t, 8> gone_{};
+  std::uint32_t gone_count_{};
 };
 
 }  // namespace latchfs::shm

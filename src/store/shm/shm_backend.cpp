@@ -257,6 +257,10 @@ Result<TableStats> ShmBackend::stats() {
   out.bytes_max = region_->bytes();
   out.changed_at_ns = h.changed_at.load(std::memory_order_relaxed);
   out.bytes_committed = cells_at(region_->bytes());
+  // What begins outside of the table stamps nothing; a listing will take it in.
+  if (region_->operations().any_outside()) {
+    out.changed_at_ns = std::max(out.changed_at_ns, realtime_ns());
+  }
   for (std::uint32_t i = 0; i < kShardCount; ++i) {
     lock::Effects fx;
     const auto ec = locked(i, fx, [&](Table&) {

@@ -46,10 +46,7 @@ class ShmBackend {
   void mapped_as(const std::string& name) { mapped_name_ = "/" + name; }
 
   [[nodiscard]] static constexpr std::uint32_t shard_count() { return kShardCount; }
-  [[nodiscard]] static std::uint32_t shard_of(FileId id) {
-    const std::uint64_t h = (id.ino ^ (id.dev << 48)) * 0x9E3779B97F4A7C15ULL;
-    return static_cast<std::uint32_t>(h >> 58);
-  }
+  [[nodiscard]] static std::uint32_t shard_of(FileId id) { return shm::shard_of(id); }
   [[nodiscard]] std::uint64_t mount_id() const { return mount_id_; }
   [[nodiscard]] std::uint32_t slot() const { return slot_; }
   [[nodiscard]] GrantSink& sink() const { return sink_; }
@@ -61,6 +58,15 @@ class ShmBackend {
   [[nodiscard]] std::uint32_t range_waiters(std::uint32_t i) const {
     return region_->shard(i).root.range_waiters;
   }
+
+  // False: somebody may have, or wait for, something on the file. A few nanoseconds.
+  [[nodiscard]] bool nothing_on(FileId id) const noexcept {
+    return region_->shard(shard_of(id)).filter.nothing_in(FileFilter::cell_of(id));
+  }
+  // TableService's: op_slots.h.
+  bool begin_outside(const LockService::OpRequest& op) noexcept;
+  bool end_outside(OwnerId op) noexcept;
+  void forget_operations(std::uint64_t mount) noexcept { region_->operations().forget(mount); }
 
   // uid 0 may take what there is.
   [[nodiscard]] bool user_may_take(std::uint32_t uid);

@@ -97,12 +97,14 @@ void ShmBackend::forget_all(std::uint32_t i) noexcept {
   shard.emptying = 1;
   std::atomic_signal_fence(std::memory_order_seq_cst);
   shard.log_count = 0;
+  shard.filter.begin_anew();
   // (Some of it is read without the mutex.)
   auto* words = reinterpret_cast<std::uint32_t*>(&shard.root);
   for (std::size_t w = 0; w < sizeof shard.root / sizeof *words; ++w) {
     __atomic_store_n(&words[w], 0U, __ATOMIC_RELAXED);
   }
   ShmArena{*region_, i}.gather_chunks();
+  shard.filter.settle_all();
   shard.losses.fetch_add(1);
   std::atomic_signal_fence(std::memory_order_seq_cst);
   shard.emptying = 0;

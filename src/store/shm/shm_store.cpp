@@ -169,6 +169,7 @@ Result<void> ShmStore::join() {
     started_at_ = realtime_ns();
     describe(slot);
     for (std::uint32_t k = 0; k < shm::kShardCount; ++k) losses_seen_[k] = backend_.losses(k);
+    backend_.region().operations().join(i);
     // Before it is counted: whoever dies in between is found, reaped, and not counted.
     slot.id.store(id, std::memory_order_release);
     count_mounts(h);
