@@ -9,7 +9,7 @@
 // get, alloc and free may throw Damaged (treap.h); could_be<T>(Ref): whether get may be asked about
 // a Ref that may have been freed since;
 // file_appears(FileId) when a file gets its record, file_goes(FileId) when that goes;
-// file_expected(FileId): whether the arena has been told; take_in_operations(FileId, fresh, fn) and
+// file_expected(FileId): whether the arena has been told; take_in_operations(FileId, fn) and
 // files_of_operations(): what is in flight outside of the table (table_operations.h).
 // commit() ends one atomic step, all sets since the last one come true together. The caller commits
 // after each public call; calls that change more than kWideGrants grants commit by themselves in
@@ -127,7 +127,6 @@ class LockTable {
 
   // ---- operations in flight outside of the table (table_operations.h) ----
   void bring_in_operations(const std::optional<FileId>& only);
-  void restore_operations();
 
   // ---- waits (table_waits.h) ----
   bool cancel(FileId file, std::uint64_t mount, WaiterToken token);

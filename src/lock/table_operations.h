@@ -14,7 +14,7 @@ template <class A>
 void LockTable<A>::take_in_operations(Ref f) {
   const FileId id{file(f).dev, file(f).ino};
   int taken = 0;
-  a_.take_in_operations(id, true, [&](const LockService::OpRequest& op, std::int64_t started) {
+  a_.take_in_operations(id, [&](const LockService::OpRequest& op, std::int64_t started) {
     if (!take_in(f, op, started) || ++taken % kWideGrants != 0) return;
     a_.set(file(f).taking_in, std::uint8_t{1});
     commit_step();
@@ -44,20 +44,6 @@ void LockTable<A>::bring_in_operations(const std::optional<FileId>& only) {
     const Ref f = Files::find(a_, root_.files, id);
     if (f != 0 && file(f).taking_in == 0) continue;
     settle_file(file_for(id));  // it may have ended meanwhile
-    commit_step();
-  }
-}
-
-// After a shard was made anew from what was left of its records: what was in the table before is in
-// it again.
-template <class A>
-void LockTable<A>::restore_operations() {
-  for (const FileId& id : a_.files_of_operations()) {
-    const Ref f = Files::find(a_, root_.files, id);
-    if (f == 0) continue;
-    a_.take_in_operations(id, false, [&](const LockService::OpRequest& op, std::int64_t started) {
-      take_in(f, op, started);
-    });
     commit_step();
   }
 }

@@ -281,7 +281,8 @@ int run(int argc, char** argv) {
     moved(number(argv[2]));
   } else {
     std::fputs(
-        "usage: tablebench pair|files|readers|ops|ops_beside|look|queue|chain|cycle COUNT HOW_MANY, "
+        "usage: tablebench pair|files|readers|ops|ops_beside|look|queue|chain|cycle COUNT "
+        "HOW_MANY, "
         "tablebench memory|moved HOW_MANY\n",
         stderr);
     return 2;

@@ -50,7 +50,7 @@ class HeapArena {
   void file_goes(FileId) {}
   [[nodiscard]] bool file_expected(FileId) const { return true; }
   template <class Fn>
-  void take_in_operations(FileId, bool, Fn&&) {}
+  void take_in_operations(FileId, Fn&&) {}
   [[nodiscard]] std::vector<FileId> files_of_operations() const { return {}; }
 
  private:

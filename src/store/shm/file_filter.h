@@ -75,15 +75,11 @@ struct alignas(64) FileFilter {
     }
   }
 
-  // When the shard's records are made anew, outside of the log: first of all everybody is sent to
-  // the mutex, then each file that has a record is counted, then settle_all().
+  // When the shard is emptied, outside of the log: first of all everybody is sent to the mutex,
+  // then settle_all().
   void begin_anew() {
     for (auto& word : maybe) word.store(~std::uint64_t{0}, std::memory_order_seq_cst);
     counts.fill(0);
-  }
-  void count(FileId file) {
-    Count& n = counts[cell_of(file)];
-    if (n != kStuck) ++n;
   }
 };
 static_assert(sizeof(FileFilter) == FileFilter::kCells / 8 + 2 * FileFilter::kCells);

@@ -119,12 +119,11 @@ void OpTable::forget(std::uint64_t mount) noexcept {
   });
 }
 
-std::optional<OpTable::InFlight> OpTable::taken_in(OpSlot& slot, std::uint64_t state, FileId file,
-                                                   bool fresh) {
+std::optional<OpTable::InFlight> OpTable::taken_in(OpSlot& slot, std::uint64_t state, FileId file) {
   if (op_state(state) == OpState::kInFlight) {
     // If it succeeds the fields are those of this claim, the file's too, and stay: the operation
     // now ends under the mutex that the caller holds.
-    if (!fresh || !change(slot, state, with_state(state, OpState::kInTable))) return std::nullopt;
+    if (!change(slot, state, with_state(state, OpState::kInTable))) return std::nullopt;
     state = with_state(state, OpState::kInTable);
   }
   InFlight found;

@@ -86,16 +86,15 @@ struct OpTable {
   };
   // All of the file, under its shard's mutex, after its filter bit was set: each is "in table" when
   // fn is called with it. fn must be ready for one that is there already.
-  // fresh: the file has just got its record, nobody was granted anything. Else only what was taken
-  // in once: the rest looks at the filter yet.
+  // The file has just got its record, nobody was granted anything.
   template <class Fn>
-  void take_in(FileId file, bool fresh, Fn&& fn) {
+  void take_in(FileId file, Fn&& fn) {
     for_each(*this, [&](OpSlot& slot, std::uint64_t state) {
       if (slot.ino.load(std::memory_order_acquire) != file.ino ||
           slot.dev.load(std::memory_order_acquire) != file.dev) {
         return;
       }
-      if (const auto found = taken_in(slot, state, file, fresh)) fn(found->op, found->started);
+      if (const auto found = taken_in(slot, state, file)) fn(found->op, found->started);
     });
   }
   // Files of whatever is in flight or in the table: what was so at some moment of the call.
@@ -104,8 +103,7 @@ struct OpTable {
   [[nodiscard]] bool any_outside() const noexcept;
 
  private:
-  static std::optional<InFlight> taken_in(OpSlot& slot, std::uint64_t state, FileId file,
-                                          bool fresh);
+  static std::optional<InFlight> taken_in(OpSlot& slot, std::uint64_t state, FileId file);
   template <class Self, class Fn>
   static void for_each(Self& self, Fn&& fn);
 };

@@ -179,8 +179,8 @@ class ShmArena {
   }
 
   template <class Fn>
-  void take_in_operations(FileId file, bool fresh, Fn&& fn) {
-    operations().take_in(file, fresh, std::forward<Fn>(fn));
+  void take_in_operations(FileId file, Fn&& fn) {
+    operations().take_in(file, std::forward<Fn>(fn));
     fault_point("shm.ops_taken_in");
   }
   // Of this shard.
