@@ -160,8 +160,10 @@ class LockTable {
             std::vector<Grant>& out) const;
   bool list_waiters(const std::optional<FileId>& only, ListCursor& at, std::uint32_t limit,
                     std::vector<Waiter>& out) const;
-  // "" or the first broken invariant. `at` walks file by file: true if there is more.
-  bool verify(FileId& at, bool& at_start, std::string& wrong) const;
+  // "" or the first broken invariant. `at` walks file by file: true if there is more. A file with
+  // more than `most` grants and waiters is passed over.
+  bool verify(FileId& at, bool& at_start, std::string& wrong,
+              std::uint64_t most = ~std::uint64_t{0}) const;
 
  private:
   using Files = Treap<Arena, FileTraits<Arena>>;

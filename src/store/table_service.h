@@ -175,32 +175,51 @@ class TableService : public LockService {
   }
 
   Result<std::string> verify() override {
-    std::string found;
-    for (std::uint32_t i = 0; i < backend_.shard_count(); ++i) {
-      std::string wrong;
-      lock::Effects fx;
-      auto ec = backend_.locked(i, fx, [&](auto&) { wrong = backend_.check_store(i); });
-      deliver(fx);
-      FileId at{};
-      bool at_start = true;
-      for (bool more = true; !ec && more && wrong.empty() && !fx.lost;) {
-        ec = backend_.locked(i, fx, [&](auto& table) { more = table.verify(at, at_start, wrong); });
-        deliver(fx);
-      }
-      if (ec) return ec;
-      if (fx.lost) wrong = fmt::format("shard {} was damaged and is empty now", i);
-      if (wrong.empty()) continue;
-      log::error("table verify: {}", wrong);
-      if (!fx.lost) backend_.empty(i, wrong);
-      if (found.empty()) found = wrong;
+    Verification all;
+    while (!all.over) {
+      if (const auto ec = verify_step(all, ~std::uint64_t{0})) return ec;
     }
-    backend_.note_verified(found.empty() ? "ok" : found);
-    return found;
+    return all.found;
   }
 
  protected:
   template <class... Args>
   explicit TableService(Args&&... args) : backend_{std::forward<Args>(args)...} {}
+
+  // How far a verify has come.
+  struct Verification {
+    std::uint32_t shard{};
+    FileId at{};
+    bool at_start{true};
+    std::string found;  // the first that was wrong
+    bool over{};
+  };
+
+  // One hold of one shard: its memory and one file, but for one with more than `most` records. What
+  // is wrong is emptied. When it is over, `status` has the result.
+  std::error_code verify_step(Verification& v, std::uint64_t most) {
+    std::string wrong;
+    bool more = false;
+    lock::Effects fx;
+    const auto ec = backend_.locked(v.shard, fx, [&](auto& table) {
+      wrong = v.at_start ? backend_.check_store(v.shard) : std::string{};
+      more = wrong.empty() && table.verify(v.at, v.at_start, wrong, most);
+    });
+    deliver(fx);
+    if (ec) return ec;
+    if (fx.lost) wrong = fmt::format("shard {} was damaged and is empty now", v.shard);
+    if (!wrong.empty()) {
+      log::error("table verify: {}", wrong);
+      if (!fx.lost) backend_.empty(v.shard, wrong);
+      if (v.found.empty()) v.found = wrong;
+    }
+    if (more && wrong.empty()) return {};
+    v.at = {};
+    v.at_start = true;
+    v.over = ++v.shard == backend_.shard_count();
+    if (v.over) backend_.note_verified(v.found.empty() ? "ok" : v.found);
+    return {};
+  }
 
   // Everything a dead mount left. False (logged): some of it is still there.
   bool reap_mount(std::uint64_t mount) {

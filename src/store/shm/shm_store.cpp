@@ -287,6 +287,15 @@ void ShmStore::look_after_the_table() {
     registry_.unlock();
   }
   backend_.shrink();
+  // A little of the table; all of it again and again. A file with so many locks that they would
+  // wait for it is left to verify().
+  constexpr std::int64_t kVerifyNs = 2'000'000;
+  constexpr std::uint64_t kMostRecords = 2'000;
+  const std::int64_t until = monotonic_ns() + kVerifyNs;
+  while (monotonic_ns() < until && !verification_.over) {
+    if (verify_step(verification_, kMostRecords)) break;
+  }
+  if (verification_.over) verification_ = {};
 }
 
 bool ShmStore::reap_the_dead(bool registry_locked) {

@@ -86,6 +86,7 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   const Options options_;
   std::int64_t started_at_{};
   std::array<std::uint32_t, shm::kShardCount> losses_seen_{};  // the doorbell thread's
+  Verification verification_;                                  // the watcher's
   std::string region_name_;
   std::atomic<bool> stopping_{false};
   UniqueFd poke_;  // eventfd: the set of mounts changed, or stop
