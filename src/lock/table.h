@@ -11,6 +11,7 @@
 // file_appears(FileId) when a file gets its record, file_goes(FileId) when that goes;
 // file_expected(FileId): whether the arena has been told; take_in_operations(FileId, fn) and
 // files_of_operations(): what is in flight outside of the table (table_operations.h).
+// secret(): a number that nobody outside can know, the same as long as the records live.
 // commit() ends one atomic step, all sets since the last one come true together. The caller commits
 // after each public call; calls that change more than kWideGrants grants commit by themselves in
 // between, guarded by TableRoot::intent.

@@ -29,8 +29,8 @@ bool LockTable<A>::lasting(const OwnerRec& o, std::int64_t mono) const {
 template <class A>
 Ref LockTable<A>::scan(Ref t, const Asker& me, std::uint64_t begin, std::uint64_t end,
                        LockMode mode, Lasting want, std::int64_t mono, int room) const {
-  room = one_deeper(room);
   while (t != 0) {
+    room = one_deeper(room);
     const GrantRec& g = grant(t);
     if ((mode == LockMode::kExclusive ? g.max_end : g.max_ex_end) <= begin) return 0;
     if (const Ref found = scan(g.file_left, me, begin, end, mode, want, mono, room)) return found;

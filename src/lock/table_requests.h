@@ -45,7 +45,8 @@ typename LockTable<A>::Attempt LockTable<A>::attempt(const LockRequest& req, std
   }
   if (lost && found.blocker != 0) settle_owner(o);  // the blocker keeps the file
   if (weakened && file(f).waiter_count != 0) {
-    grant_waiters(f, o, lost ? 0 : begin, lost ? ByteRange::kEof : end, now, mono);
+    grant_waiters(f, lost && found.blocker != 0 ? 0 : o, lost ? 0 : begin,
+                  lost ? ByteRange::kEof : end, now, mono);
   }
   if (lost && found.blocker != 0) {
     // Granting others may have replaced the very record that was found.

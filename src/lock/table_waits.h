@@ -338,11 +338,14 @@ bool LockTable<A>::reap(std::uint64_t mount, FileId& at, bool& at_start) {
     }
     commit_step();
   }
-  for (int files = 0; files < 64; ++files) {
+  // Few enough for those who wait for the shard, however much each takes. Then the same file again.
+  constexpr int kAtOnce = 64;
+  int dropped = 0;
+  for (int files = 0; files < kAtOnce; ++files) {
     const Ref f = Files::after(a_, root_.files, at, at_start);
     if (f == 0) return false;
     at = FileId{file(f).dev, file(f).ino};
-    at_start = false;
+    at_start = true;
     // Its waiters first, so that none of them is granted what its other locks leave.
     for (Ref w = file(f).wait_head; w != 0;) {
       const Ref next = waiter(w).next;
@@ -352,6 +355,7 @@ bool LockTable<A>::reap(std::uint64_t mount, FileId& at, bool& at_start) {
         a_.template free<WaiterRec>(w);
         settle_owner(o);  // the file stays while there is a next one
         commit_step();
+        if (++dropped == kAtOnce) return true;
       }
       w = next;
     }
@@ -364,7 +368,9 @@ bool LockTable<A>::reap(std::uint64_t mount, FileId& at, bool& at_start) {
       id = OwnerId{mount, owner(o).key, owner(o).space};
       drop_owner(at, id, true);
       commit_step();
+      if (++dropped == kAtOnce) return true;
     }
+    at_start = false;
     // The dead one may have pointed a waiter at another blocker and not have asked whether that
     // closes a cycle.
     if (Files::find(a_, root_.files, at) != f) continue;

@@ -1,5 +1,6 @@
 // A treap over records in an arena: links are Refs inside the records, priorities a hash of the
-// Ref, so nothing else is stored. Expected depth O(log n) whatever the order of keys.
+// Ref and of the arena's secret, so nothing else is stored. Expected depth O(log n) whatever the
+// order of keys, also when users choose it: without the secret they could make a tree of any shape.
 //
 // Traits: static constexpr members `left`, `right` (pointers to member); Rec; Key;
 // static Key key(const Arena&, Ref); static void pull(Arena&, Ref) recomputes augmentation.
@@ -14,14 +15,11 @@
 
 namespace latchfs::lock {
 
-[[nodiscard]] constexpr std::uint32_t treap_priority(Ref ref) {
-  std::uint32_t x = ref * 0x9E3779B1U;
-  x ^= x >> 16;
-  x *= 0x85EBCA6BU;
-  x ^= x >> 13;
-  x *= 0xC2B2AE35U;
-  x ^= x >> 16;
-  return x;
+[[nodiscard]] constexpr std::uint64_t treap_priority(Ref ref, std::uint64_t secret) {
+  std::uint64_t x = (ref ^ secret) * 0x9E3779B97F4A7C15ULL;
+  x ^= x >> 32;
+  x = (x ^ (secret >> 7)) * 0xD6E8FEB86659FD93ULL;
+  return x ^ x >> 32;
 }
 
 // Thrown by the trees and by arenas that check: a record makes no sense. Something has written
@@ -49,7 +47,7 @@ struct Treap {
       set_children(a, n, 0, 0);
       return n;
     }
-    if (treap_priority(n) > treap_priority(root)) {
+    if (priority(a, n) > priority(a, root)) {
       const auto [less, more] = split(a, root, Traits::key(a, n), room);
       set_children(a, n, less, more);
       return n;
@@ -141,6 +139,8 @@ struct Treap {
   static Ref left(const Arena& a, Ref n) { return rec(a, n).*Traits::left; }
   static Ref right(const Arena& a, Ref n) { return rec(a, n).*Traits::right; }
 
+  static std::uint64_t priority(const Arena& a, Ref n) { return treap_priority(n, a.secret()); }
+
   static void set_children(Arena& a, Ref n, Ref less, Ref more) {
     a.set(rec(a, n).*Traits::left, less);
     a.set(rec(a, n).*Traits::right, more);
@@ -168,7 +168,7 @@ struct Treap {
     room = one_deeper(room);
     if (less == 0) return more;
     if (more == 0) return less;
-    if (treap_priority(less) > treap_priority(more)) {
+    if (priority(a, less) > priority(a, more)) {
       a.set(rec(a, less).*Traits::right, merge(a, right(a, less), more, room));
       Traits::pull(a, less);
       return less;

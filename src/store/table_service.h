@@ -12,7 +12,7 @@
 //     tables(i) is shard i's table, to read.
 //   void outside(const Effects&)  rings doorbells, counts per user, stamps the change.
 //   std::string check_store(shard)  inside a step: "" or what is wrong with its memory;
-//   empty(shard, why) gives up what it holds.
+//   empty(shard, why, losses) gives up what it holds, unless losses(shard) is another number now.
 //   bool begin_outside(OpRequest)  true: nothing is on the file, the operation is in flight outside
 //   of the table. bool end_outside(op)  true: it was there still; else it is (or was) in the table.
 //   void forget_operations(mount)  of a dead mount, before its table entries.
@@ -113,10 +113,9 @@ class TableService : public LockService {
 
   void note_closing(FileId file, OwnerId owner) noexcept override {
     lock::Effects fx;
-    if (backend_.locked(shard(file), fx,
-                        [&](auto& table) { table.note_closing(file, owner, fx.mono); })) {
-      return;  // only a hint; the release will come
-    }
+    // (If it fails: only a hint; the release will come.)
+    (void)backend_.locked(shard(file), fx,
+                          [&](auto& table) { table.note_closing(file, owner, fx.mono); });
     deliver(fx);
   }
 
@@ -200,8 +199,10 @@ class TableService : public LockService {
   std::error_code verify_step(Verification& v, std::uint64_t most) {
     std::string wrong;
     bool more = false;
+    std::uint32_t losses = 0;
     lock::Effects fx;
     const auto ec = backend_.locked(v.shard, fx, [&](auto& table) {
+      losses = backend_.losses(v.shard);
       wrong = v.at_start ? backend_.check_store(v.shard) : std::string{};
       more = wrong.empty() && table.verify(v.at, v.at_start, wrong, most);
     });
@@ -210,7 +211,7 @@ class TableService : public LockService {
     if (fx.lost) wrong = fmt::format("shard {} was damaged and is empty now", v.shard);
     if (!wrong.empty()) {
       log::error("table verify: {}", wrong);
-      if (!fx.lost) backend_.empty(v.shard, wrong);
+      if (!fx.lost) backend_.empty(v.shard, wrong, losses);
       if (v.found.empty()) v.found = wrong;
     }
     if (more && wrong.empty()) return {};
@@ -249,7 +250,9 @@ class TableService : public LockService {
       if (!backend_.has_ready(i)) continue;
       for (bool more = true; more;) {
         lock::Effects fx;
-        if (backend_.locked(i, fx, [&](auto& table) { more = table.collect_ready(256); })) break;
+        if (backend_.locked(i, fx, [&](auto& table) { more = table.collect_ready(256); })) {
+          more = false;
+        }
         deliver(fx);
       }
     }

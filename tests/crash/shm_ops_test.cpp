@@ -244,7 +244,8 @@ TEST_F(ShmOps, ComeBackWhenTheirEntryWasLost) {
   EXPECT_EQ(other_->ask("list"), "1");
   ASSERT_TRUE(mount->drop_owner(op.file, op.op).ok());  // (not by end_op(): the slot stays)
   EXPECT_EQ(other_->ask("list"), "0");
-  mount->backend().empty(shm::shard_of(op.file), "as by damage");
+  const std::uint32_t shard = shm::shard_of(op.file);
+  mount->backend().empty(shard, "as by damage", mount->backend().losses(shard));
   EXPECT_EQ(other_->ask("list"), "1");
   mount->end_op(op.file, op.op);
   EXPECT_EQ(other_->ask("list"), "0");

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <functional>
 #include <ostream>
 #include <random>
@@ -129,6 +130,24 @@ void overwrite_mutex(RobustMutex& mu, std::size_t at, std::uint32_t value) {
   std::memcpy(reinterpret_cast<std::byte*>(&mu) + at, &value, sizeof value);
 }
 
+// Another program's process, which has nothing to do with the table.
+struct Stranger {
+  pid_t pid{::fork()};
+  Stranger() {
+    if (pid == 0) {
+      ::execl("/bin/sleep", "sleep", "1000", nullptr);
+      ::_exit(1);
+    }
+    ::usleep(100'000);
+  }
+  ~Stranger() {
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, nullptr, 0);
+  }
+  Stranger(const Stranger&) = delete;
+  Stranger& operator=(const Stranger&) = delete;
+};
+
 INSTANTIATE_TEST_SUITE_P(
     Everywhere, ATableWrittenOver,
     testing::Values(
@@ -146,6 +165,13 @@ INSTANTIATE_TEST_SUITE_P(
                [](Ground& g) {
                  auto& grant = g.rec<lock::GrantRec>(g.file().range_grants);
                  grant.file_left = grant.file_right = g.file().range_grants;
+               }},
+        Damage{"a tree that goes on to the right for ever", true,
+               [](Ground& g) {
+                 auto& grant = g.rec<lock::GrantRec>(g.file().range_grants);
+                 grant.file_right = g.file().range_grants;
+                 grant.begin = grant.end = 1;
+                 grant.max_end = grant.max_ex_end = ByteRange::kEof;
                }},
         Damage{"a queue that bites its tail", true,
                [](Ground& g) {
@@ -175,7 +201,10 @@ INSTANTIATE_TEST_SUITE_P(
         Damage{"a mutex that a thread has which there is not", false,
                [](Ground& g) { overwrite_mutex(g.shard().mu, 0, 0x3ffffff0U); }},
         Damage{"a mutex that a stranger has", false,
-               [](Ground& g) { overwrite_mutex(g.shard().mu, 0, 1); }},
+               [](Ground& g) {
+                 static const Stranger stranger;
+                 overwrite_mutex(g.shard().mu, 0, static_cast<std::uint32_t>(stranger.pid));
+               }},
         Damage{"a mutex that nobody has but some wait for", false,
                [](Ground& g) { overwrite_mutex(g.shard().mu, 0, 0x80000000U); }},
         Damage{"the mutex of memory held by nobody", false,
@@ -218,6 +247,20 @@ TEST(AHeaderWrittenOver, IsMadeAnewWithAnEmptyTable) {
     EXPECT_TRUE(take(*next, ask(*next, 9))) << n;
     EXPECT_FALSE(take(*ground.a, ask(*ground.a, 1))) << n << ": and the others see it";
     EXPECT_EQ(*ground.b->verify(), "") << n;
+  }
+}
+
+// Made when the clock was ahead: whoever comes later is somebody else all the same.
+TEST(AHeaderWrittenOver, NoTwoMountsHaveOneNumber) {
+  Ground ground;
+  ASSERT_TRUE(ground.ready());
+  for (const std::uint64_t next : {std::uint64_t{0}, ground.b->mount_id(), ~std::uint64_t{0}}) {
+    ground.region->header().next_mount_id.store(next);
+    RecordingSink sink{kExpected};
+    const auto third = make_store("shm", sink, ground.table);
+    ASSERT_NE(third, nullptr);
+    EXPECT_NE(third->mount_id(), ground.a->mount_id());
+    EXPECT_NE(third->mount_id(), ground.b->mount_id());
   }
 }
 

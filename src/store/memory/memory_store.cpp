@@ -31,7 +31,8 @@ class MemoryBackend {
   static void note_user_full(std::uint32_t) {}
   [[nodiscard]] static std::string check_store(std::uint32_t) { return ""; }
   // (Nobody else writes to a heap; what is wrong with it is a bug, to be seen.)
-  static void empty(std::uint32_t, const std::string&) {}
+  static void empty(std::uint32_t, const std::string&, std::uint32_t) {}
+  [[nodiscard]] static std::uint32_t losses(std::uint32_t) { return 0; }
   [[nodiscard]] static bool has_ready(std::uint32_t) { return false; }
   // Read with every shard locked.
   [[nodiscard]] std::uint32_t range_waiters(std::uint32_t i) const {

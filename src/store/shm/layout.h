@@ -63,6 +63,7 @@ struct Identity {
   std::uint64_t region_bytes;
   std::array<char, 40> boot_id;
   std::int64_t created_at;
+  std::uint64_t secret;    // of the trees: lock/treap.h
   std::uint64_t checksum;  // of the fields above
 };
 
@@ -170,6 +171,7 @@ inline std::uint64_t checksum_of(const Identity& h) {
   mix(h.layout_hash);
   mix(h.region_bytes);
   mix(static_cast<std::uint64_t>(h.created_at));
+  mix(h.secret);
   for (const char c : h.boot_id) mix(static_cast<unsigned char>(c));
   return sum;
 }

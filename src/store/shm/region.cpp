@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -77,6 +78,10 @@ Result<std::unique_ptr<Region>> Region::create(const std::string& name, std::uin
     const std::string boot = boot_id();
     std::memcpy(id.boot_id.data(), boot.data(), std::min(boot.size(), id.boot_id.size() - 1));
     id.created_at = realtime_ns();
+    if (::getrandom(&id.secret, sizeof id.secret, 0) != sizeof id.secret) {
+      remove(name);
+      return errno_code(EIO);
+    }
     id.checksum = checksum_of(id);
     h.identity = id;
     h.changed_at.store(id.created_at);
@@ -108,7 +113,7 @@ Result<std::unique_ptr<Region>> Region::open(const std::string& name) {
     bip::mapped_region map{object, bip::read_write, 0, bytes};
     std::unique_ptr<Region> region{new Region{std::move(object), std::move(map)}};
     const Header& h = region->header();
-    const Identity& id = h.identity;
+    const Identity id = h.identity;  // what is checked is what is kept
     // Before anything whose place in the header another format may have changed.
     if (id.magic == kMagic && id.format != kTableFormat) return errno_code(EPROTO);
     if (h.ready.load(std::memory_order_acquire) != kMagic) return errno_code(ESTALE);

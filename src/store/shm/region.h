@@ -38,6 +38,7 @@ class Region {
   [[nodiscard]] std::byte* base() const { return static_cast<std::byte*>(map_.get_address()); }
   [[nodiscard]] std::uint64_t bytes() const { return map_.get_size(); }
 
+  [[nodiscard]] std::uint64_t secret() const { return identity_.secret; }
   // By number: as many as the region has chunks. Only those below chunk_limit() have memory.
   [[nodiscard]] ChunkRec* chunks() const { return reinterpret_cast<ChunkRec*>(base() + kChunksAt); }
   [[nodiscard]] Chunk chunk_limit() const {

@@ -47,6 +47,7 @@ class ShmArena {
         refs_{(limit_ - first_) * kChunkCells},
         space_{region.header().space},
         shard_{region.shard(shard)},
+        secret_{region.secret()},
         mine_{static_cast<std::uint8_t>(shard + 1)},
         looks_{g_most_looks.load(std::memory_order_relaxed) +
                kLooksPerCell * kChunkCells *
@@ -95,6 +96,8 @@ class ShmArena {
       }
     }
   }
+
+  [[nodiscard]] std::uint64_t secret() const { return secret_; }
 
   // ---- records (shm_slabs.h) ----
   template <class T>
@@ -262,6 +265,8 @@ class ShmArena {
       store(reinterpret_cast<std::uint64_t*>(at), old);
     } else if (size == 4 && aligned) {
       store(reinterpret_cast<std::uint32_t*>(at), static_cast<std::uint32_t>(old));
+    } else if (size == 1) {
+      store(reinterpret_cast<std::uint8_t*>(at), static_cast<std::uint8_t>(old));
     } else {
       std::memcpy(at, &old, size);
     }
@@ -300,6 +305,7 @@ class ShmArena {
   lock::Ref first_ref_, refs_;  // their first cell, and how many
   Space& space_;
   Shard& shard_;
+  std::uint64_t secret_;
   std::uint8_t mine_;
   mutable std::uint64_t looks_;
   // Cells whose count went down in this step, which is about one file.

@@ -165,7 +165,7 @@ void ShmBackend::shrink() {
   lock_space(fx);
   take_empty_chunks(kKeep, fx);
   region_->header().grow_mu.unlock();
-  outside(fx);
+  tell(fx);
 }
 
 UserSlot* ShmBackend::user_slot(std::uint32_t uid, bool create) {
@@ -209,6 +209,17 @@ void ShmBackend::note_user_full(std::uint32_t uid) {
   }
 }
 
+void ShmBackend::tell(const lock::Effects& fx) noexcept {
+  outside(fx);
+  for (const auto& done : fx.finished) {
+    if (done.err == 0) {
+      sink_.granted(done.token);
+    } else {
+      sink_.refused(done.token, done.err);
+    }
+  }
+}
+
 void ShmBackend::outside(const lock::Effects& fx) noexcept {
   Header& h = region_->header();
   if (fx.lost) tell_of_loss();
@@ -239,7 +250,7 @@ void ShmBackend::forget_ready(std::uint32_t i) {
       region_->header().ready_shards.fetch_and(~(std::uint64_t{1} << i));
     }
   });
-  outside(fx);
+  tell(fx);
 }
 
 void ShmBackend::ring(MountSlot& slot) noexcept { ring_doorbell(slot.doorbell); }
@@ -273,7 +284,7 @@ Result<TableStats> ShmBackend::stats() {
       out.bytes_used += (shard.chunks - shard.empty_count) * kChunkBytes -
                         shard.small.room * kCellBytes - shard.large.room * 2 * kCellBytes;
     });
-    outside(fx);
+    tell(fx);
     if (ec) return ec;
   }
   for (const MountSlot& slot : h.mounts) {
@@ -293,9 +304,8 @@ Result<TableStats> ShmBackend::stats() {
   return out;
 }
 
-// A death between a commit and its count leaves the counts off by that step. All shards are held,
-// so nobody else's commit is without its count... except in the few instructions of outside():
-// those counts are relative and come right by themselves.
+// A death between a commit and its count leaves the counts off by that step. Shards are walked one
+// after the other: what changes meanwhile is off until the next time.
 void ShmBackend::recount_users() {
   std::map<std::uint32_t, std::int64_t> truth;
   for (std::uint32_t i = 0; i < kShardCount; ++i) {
@@ -309,7 +319,7 @@ void ShmBackend::recount_users() {
           })) {
         return;
       }
-      outside(fx);
+      tell(fx);
       for (const Grant& g : grants) ++truth[g.holder.uid];
     }
     at = ListCursor{};
@@ -322,7 +332,7 @@ void ShmBackend::recount_users() {
           })) {
         return;
       }
-      outside(fx);
+      tell(fx);
       for (const Waiter& w : waiters) ++truth[w.request.holder.uid];
     }
   }

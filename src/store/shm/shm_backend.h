@@ -113,7 +113,8 @@ class ShmBackend {
   // "" or what is wrong with the memory of a shard that is locked by the caller's step.
   [[nodiscard]] std::string check_store(std::uint32_t i) const;
   // A shard whose records were found wrong is made an empty one, loudly.
-  void empty(std::uint32_t i, const std::string& why);
+  // seen: losses(i) when it was found; if it was emptied since, what was wrong is gone.
+  void empty(std::uint32_t i, const std::string& why, std::uint32_t seen);
   // Makes a damaged header, and with it the table, anew. False: it is as it should be.
   bool mend_header();
   // How often a shard was emptied. Who waited in it before waits in vain.
@@ -200,9 +201,11 @@ class ShmBackend {
     } catch (const std::bad_alloc&) {
       ec = errno_code(ENOMEM);
     } catch (const lock::Damaged& damaged) {
+      (void)arena.rollback();
       empty_locked(i, damaged.what, fx);
       ec = kEmptied;
     } catch (const DamagedElsewhere& damaged) {
+      (void)arena.rollback();
       empty_locked(damaged.shard, damaged.what, fx);
       ec = kEmptied;
     }
@@ -214,12 +217,14 @@ class ShmBackend {
   // Waits for it. What is no mutex any more, or held by nobody that could hold it, is mended.
   // damaged: set if it was no mutex.
   RobustMutex::Locked lock(RobustMutex& mu, bool& damaged);
-  [[nodiscard]] bool could_hold(std::uint32_t tid) const;
+  [[nodiscard]] bool could_hold(std::uint32_t tid) const noexcept;
   // Repairs the shard if its last holder died in it, or it was damaged.
   void lock_shard(std::uint32_t i, lock::Effects& fx);
   void empty_locked(std::uint32_t i, const char* why, lock::Effects& fx) noexcept;
   void forget_all(std::uint32_t i) noexcept;
   void tell_of_loss() noexcept;
+  // outside(), and this mount's waiters that are over: repairing a shard may have granted some.
+  void tell(const lock::Effects& fx) noexcept;
   std::error_code log_full(std::uint32_t i);
   // One more chunk. False (logged): there is no more memory.
   bool grow(std::uint32_t i, lock::Effects& fx);

@@ -1,7 +1,11 @@
 // What becomes of a table that something has written into that must not: docs/recovery.md, "A
 // damaged table".
 #include <linux/futex.h>
+#include <unistd.h>
 
+#include <array>
+#include <cerrno>
+#include <csignal>
 #include <exception>
 #include <fstream>
 #include <string>
@@ -13,14 +17,14 @@ namespace latchfs::shm {
 
 namespace {
 
-std::string first_line(const std::string& path) {
-  std::ifstream in{path};
-  std::string line;
-  std::getline(in, line);
-  return line;
+// Of this pid namespace; else its numbers say nothing.
+bool proc_is_ours() {
+  std::array<char, 32> self{};
+  const ssize_t n = ::readlink("/proc/self", self.data(), self.size() - 1);
+  return n > 0 && std::string{self.data()} == std::to_string(::getpid());
 }
 
-// The process of a thread; 0: there is none.
+// The process of a thread; 0: it cannot be told.
 std::uint32_t process_of(std::uint32_t tid) {
   std::ifstream in{"/proc/" + std::to_string(tid) + "/status"};
   std::uint32_t pid = 0;
@@ -34,22 +38,25 @@ std::uint32_t process_of(std::uint32_t tid) {
 
 // Whether a thread of that number can be inside: only who has the table mapped can. When in doubt
 // it can: to take a mutex from its holder would be worse than to wait.
-bool ShmBackend::could_hold(std::uint32_t tid) const {
+bool ShmBackend::could_hold(std::uint32_t tid) const noexcept try {
   if (tid == 0) return false;
   const Header& h = region_->header();
-  if (mapped_name_.empty() || h.several_pid_namespaces.load() != 0) return true;
+  if (mapped_name_.empty() || h.several_pid_namespaces.load() != 0 || !proc_is_ours()) return true;
+  // (A thread's number too. It needs neither descriptors nor rights.)
+  if (::kill(static_cast<pid_t>(tid), 0) != 0 && errno == ESRCH) return false;
   const std::uint32_t pid = process_of(tid);
-  if (pid == 0) return false;
+  if (pid == 0) return true;
   for (const MountSlot& slot : h.mounts) {
     if (slot.id.load() != 0 && slot.pid == pid) return true;
   }
-  // One that joins, or has left. (Not all may be looked into; but then it is one of our kind.)
+  // One that joins, or has left.
   std::ifstream maps{"/proc/" + std::to_string(pid) + "/maps"};
   for (std::string line; std::getline(maps, line);) {
     if (line.find(mapped_name_) != std::string::npos) return true;
   }
-  return !maps.eof() &&
-         first_line("/proc/" + std::to_string(pid) + "/comm") == first_line("/proc/self/comm");
+  return !maps.eof();  // not to be read
+} catch (...) {
+  return true;
 }
 
 RobustMutex::Locked ShmBackend::lock(RobustMutex& mu, bool& damaged) {
@@ -110,12 +117,12 @@ void ShmBackend::forget_all(std::uint32_t i) noexcept {
   shard.emptying = 0;
 }
 
-void ShmBackend::empty(std::uint32_t i, const std::string& why) {
+void ShmBackend::empty(std::uint32_t i, const std::string& why, std::uint32_t seen) {
   lock::Effects fx;
   lock_shard(i, fx);
-  empty_locked(i, why.c_str(), fx);
+  if (losses(i) == seen) empty_locked(i, why.c_str(), fx);
   unlock_shard(i, fx);
-  outside(fx);
+  tell(fx);
 }
 
 // Nothing is locked here. The other daemons look once a second in any case.
@@ -146,7 +153,15 @@ bool ShmBackend::mend_header() {
   std::array<RobustMutex::Locked, kShardCount> found{};
   for (std::uint32_t i = 0; i < kShardCount; ++i) found[i] = lock(region_->shard(i).mu, ignored);
   const bool damaged = !region_->intact();
-  if (damaged) region_->renew();
+  if (damaged) {
+    // Whatever becomes of this thread from here on, each shard is emptied by whoever locks it next.
+    for (std::uint32_t i = 0; i < kShardCount; ++i) {
+      region_->shard(i).emptying = 1;
+      std::atomic_signal_fence(std::memory_order_seq_cst);
+      region_->shard(i).log_count = 0;
+    }
+    region_->renew();
+  }
   for (std::uint32_t i = kShardCount; i-- > 0;) {
     Shard& shard = region_->shard(i);
     if (damaged) forget_all(i);

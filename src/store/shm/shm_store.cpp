@@ -50,15 +50,27 @@ std::uint64_t own_pid_namespace() {
   return ::stat("/proc/self/ns/pid", &st) == 0 ? st.st_ino : 0;
 }
 
-// No number of a mount comes back, whatever was written over the counter.
-std::uint64_t new_mount_id(Header& h, std::int64_t now) {
-  std::uint64_t least = static_cast<std::uint64_t>(h.identity.created_at / 1'000'000'000) << 20;
-  const std::uint64_t most = static_cast<std::uint64_t>(now / 1'000'000'000 + 1) << 20;
-  for (const MountSlot& slot : h.mounts) {
-    if (slot.id.load() < most) least = std::max(least, slot.id.load() + 1);
+// No number of a mount comes back, whatever the clock does and whatever was written over the
+// counter. (From one on that follows from when the table was made: later tables do not repeat it.)
+std::uint64_t new_mount_id(Header& h) {
+  constexpr std::uint64_t kMost = 1 << 30;  // mounts that a table may see
+  constexpr std::uint64_t kSkip = 1 << 20;  // more than there can have been without being seen
+  const std::uint64_t first = static_cast<std::uint64_t>(h.identity.created_at / 1'000'000'000)
+                              << 20;
+  const auto can_be = [&](std::uint64_t id) { return id >= first && id - first < kMost; };
+  std::uint64_t id = h.next_mount_id.load();
+  if (!can_be(id)) {
+    id = first;
+    for (const MountSlot& slot : h.mounts) {
+      if (can_be(slot.id.load())) id = std::max(id, slot.id.load());
+    }
+    id += kSkip;
   }
-  const std::uint64_t next = h.next_mount_id.load();
-  const std::uint64_t id = next >= least && next < most ? next : std::max(least, most - (1 << 20));
+  const auto taken = [&] {
+    return std::any_of(h.mounts.begin(), h.mounts.end(),
+                       [&](const MountSlot& slot) { return slot.id.load() == id; });
+  };
+  while (taken()) ++id;
   h.next_mount_id.store(id + 1);
   return id;
 }
@@ -164,7 +176,7 @@ Result<void> ShmStore::join() {
     MountSlot& slot = h.mounts[i];
     if (slot.id.load() != 0 || registry_.alive(i)) continue;
     if (const auto r = registry_.claim(i); !r) continue;
-    const std::uint64_t id = new_mount_id(h, realtime_ns());
+    const std::uint64_t id = new_mount_id(h);
     backend_.registered(i, id);
     started_at_ = realtime_ns();
     describe(slot);
