@@ -7,6 +7,7 @@
 // told from what reaping the victim takes away.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,6 +21,7 @@
 
 #include "base/fault_point.h"
 #include "base/log.h"
+#include "crash/step_mount.h"
 #include "support/store_fixture.h"
 
 namespace latchfs::test {
@@ -319,6 +321,65 @@ TEST(ShmStoreDeath, ThousandsThatWereGrantedAndNeverFetchedGoWithTheirDaemon) {
   EXPECT_EQ(stats->grants, 0u);
   EXPECT_EQ(stats->bytes_used, 0u) << "records of the ready ones, too";
   EXPECT_EQ(*store->verify(), "");
+}
+
+// Only figures were asked for, and what the dead one had begun to grant was completed by that.
+TEST(ShmStoreDeath, WhoeverRepairsTellsWhomItGrants) {
+  constexpr std::uint64_t kReaders = 14;
+  const std::string table = unique_table();
+  TellTale told;
+  const auto mount = join_quietly(table, told);
+  ASSERT_NE(mount, nullptr);
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    TellTale ignored;
+    const auto dying = join_quietly(table, ignored);
+    const auto voice = speak_for<shm::ShmBackend>(table, ignored, mount->slot(), mount->mount_id());
+    if (dying == nullptr || voice == nullptr) ::_exit(3);
+    if (!take(*dying, request(*dying, 1, 0, 30, LockMode::kExclusive))) ::_exit(4);
+    for (std::uint64_t i = 1; i <= kReaders; ++i) {
+      if (!take(*voice, request(*voice, i, 0, 30, LockMode::kShared), OnConflict::kQueue, i)) {
+        ::_exit(5);
+      }
+    }
+    arm_faults("shm.committed=kill@1");
+    (void)dying->drop_owner(kFile, {dying->mount_id(), 1, OwnerSpace::kRange});
+    ::_exit(6);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(pid, &status, 0), pid);
+  ASSERT_TRUE(WIFSIGNALED(status)) << status;
+  const auto stats = mount->stats();
+  ASSERT_TRUE(stats.ok());
+  EXPECT_EQ(stats->waiters, 0u);
+  mount->collect_ready();
+  EXPECT_EQ(told.told().size(), kReaders);
+  mount->reap_mount(mount->mount_id());
+}
+
+// To take a mutex from its holder would be worse than to wait.
+TEST(ShmStoreDeath, WhoCannotBeLookedUpMayBeInside) {
+  const std::string table = unique_table();
+  TellTale told;
+  const auto mount = join_quietly(table, told);
+  ASSERT_NE(mount, nullptr);
+  constexpr std::uint32_t kNobody = 0x3ffffff0;
+  const auto self = static_cast<std::uint32_t>(::getpid());
+  EXPECT_TRUE(mount->backend().could_hold(kNobody)) << "it is not known who has the table";
+  mount->backend().mapped_as(shm::Registry::open(table)->region_name());
+  EXPECT_TRUE(mount->backend().could_hold(self));
+  EXPECT_FALSE(mount->backend().could_hold(kNobody));
+  EXPECT_FALSE(mount->backend().could_hold(0));
+  mount->region().header().mounts[mount->slot()].pid = 0;  // else it need not look further
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit none{0, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  const bool living = mount->backend().could_hold(self);
+  const bool nobody = mount->backend().could_hold(kNobody);
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_TRUE(living) << "no descriptor to look it up with";
+  EXPECT_FALSE(nobody) << "that takes none";
 }
 
 TEST(ShmStoreDeath, DyingWhileMakingTheTableIsHarmless) {

@@ -6,9 +6,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
 #include <functional>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "store/shm/region.h"
 #include "store/shm/registry.h"
@@ -97,6 +100,33 @@ TEST(ShmTable, MemoryOfOneBurstServesTheNext) {
   for (std::uint64_t file = 2; file < 6; ++file) {
     EXPECT_GT(burst(file), first - first / 4) << file;
     EXPECT_EQ(*(*store)->verify(), "");
+  }
+}
+
+// Who knows where records go could otherwise choose offsets whose tree is one long branch; so deep
+// that it would be taken for damaged.
+TEST(ShmTable, NobodyChoosesTheShapeOfATree) {
+  RecordingSink sink;  // aborts if anything is taken for damaged
+  const std::string table = unique_table();
+  const auto store = make_store("shm", sink, table);
+  ASSERT_NE(store, nullptr);
+  constexpr std::uint32_t kLocks = 2 * lock::kDeepest;
+  const auto chunk = static_cast<shm::Chunk>(shm::cells_at(256ULL << 20) / shm::kChunkBytes);
+  for (shm::Chunk base = chunk; base < chunk + 4; ++base) {
+    std::vector<std::pair<std::uint64_t, std::uint32_t>> order;
+    for (std::uint32_t n = 0; n < kLocks; ++n) {
+      order.emplace_back(lock::treap_priority(base * shm::kChunkCells + n, 0), n);
+    }
+    std::sort(order.begin(), order.end());
+    std::vector<std::uint64_t> place(kLocks);
+    for (std::uint32_t i = 0; i < kLocks; ++i) place[order[i].second] = i;
+    LockRequest r = request(*store, 1);
+    for (const std::uint64_t at : place) {
+      r.range = *ByteRange::from_half_open(2 * at, 2 * at + 1);
+      ASSERT_FALSE(take(*store, r));
+    }
+    EXPECT_EQ(store->stats()->grants, kLocks);
+    ASSERT_TRUE(store->drop_owner(r.file, r.owner).ok());
   }
 }
 

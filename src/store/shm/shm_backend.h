@@ -115,6 +115,8 @@ class ShmBackend {
   // A shard whose records were found wrong is made an empty one, loudly.
   // seen: losses(i) when it was found; if it was emptied since, what was wrong is gone.
   void empty(std::uint32_t i, const std::string& why, std::uint32_t seen);
+  // Whether a thread of that number can be inside a step; when it cannot be told, it can.
+  [[nodiscard]] bool could_hold(std::uint32_t tid) const noexcept;
   // Makes a damaged header, and with it the table, anew. False: it is as it should be.
   bool mend_header();
   // How often a shard was emptied. Who waited in it before waits in vain.
@@ -217,7 +219,6 @@ class ShmBackend {
   // Waits for it. What is no mutex any more, or held by nobody that could hold it, is mended.
   // damaged: set if it was no mutex.
   RobustMutex::Locked lock(RobustMutex& mu, bool& damaged);
-  [[nodiscard]] bool could_hold(std::uint32_t tid) const noexcept;
   // Repairs the shard if its last holder died in it, or it was damaged.
   void lock_shard(std::uint32_t i, lock::Effects& fx);
   void empty_locked(std::uint32_t i, const char* why, lock::Effects& fx) noexcept;
