@@ -11,7 +11,7 @@
 //     the same with every shard's mutex held, in ascending order; only the target may be changed.
 //     tables(i) is shard i's table, to read.
 //   void outside(const Effects&)  rings doorbells, counts per user, stamps the change.
-//   std::string check_store(shard)  inside a step: "" or what is wrong with its memory;
+//   std::string check_store(shard, most)  inside a step: "" or what is wrong with its memory;
 //   empty(shard, why, losses) gives up what it holds, unless losses(shard) is another number now.
 //   bool begin_outside(OpRequest)  true: nothing is on the file, the operation is in flight outside
 //   of the table. bool end_outside(op)  true: it was there still; else it is (or was) in the table.
@@ -203,7 +203,7 @@ class TableService : public LockService {
     lock::Effects fx;
     const auto ec = backend_.locked(v.shard, fx, [&](auto& table) {
       losses = backend_.losses(v.shard);
-      wrong = v.at_start ? backend_.check_store(v.shard) : std::string{};
+      wrong = v.at_start ? backend_.check_store(v.shard, most) : std::string{};
       more = wrong.empty() && table.verify(v.at, v.at_start, wrong, most);
     });
     deliver(fx);

@@ -87,7 +87,7 @@ class WaitWorld {
     static bool end_outside(OwnerId) { return false; }
     static void forget_operations(std::uint64_t) {}
     static void note_verified(const std::string&) {}
-    static std::string check_store(std::uint32_t) { return ""; }
+    static std::string check_store(std::uint32_t, std::uint64_t) { return ""; }
     static void empty(std::uint32_t, const std::string&, std::uint32_t) {}
     static std::uint32_t losses(std::uint32_t) { return 0; }
     [[nodiscard]] bool has_ready(std::uint32_t i) const {

@@ -29,7 +29,7 @@ class MemoryBackend {
   [[nodiscard]] GrantSink& sink() const { return sink_; }
   [[nodiscard]] static bool user_may_take(std::uint32_t) { return true; }
   static void note_user_full(std::uint32_t) {}
-  [[nodiscard]] static std::string check_store(std::uint32_t) { return ""; }
+  [[nodiscard]] static std::string check_store(std::uint32_t, std::uint64_t) { return ""; }
   // (Nobody else writes to a heap; what is wrong with it is a bug, to be seen.)
   static void empty(std::uint32_t, const std::string&, std::uint32_t) {}
   [[nodiscard]] static std::uint32_t losses(std::uint32_t) { return 0; }

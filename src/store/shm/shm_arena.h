@@ -124,8 +124,8 @@ class ShmArena {
   void close_last();
   // All of the shard's chunks, as empty ones. Not through the log: for a shard being emptied.
   void gather_chunks();
-  // "" or the first thing wrong with slabs and chunks.
-  [[nodiscard]] std::string check_slabs() const;
+  // "" or the first thing wrong with slabs and chunks. Free records one by one of so many chunks.
+  [[nodiscard]] std::string check_slabs(std::uint32_t most) const;
 
   // One store: everything since the last commit has come true.
   void commit() {
@@ -242,7 +242,7 @@ class ShmArena {
   void push_empty(Chunk at);
   Chunk pop_empty();
   template <class T>
-  [[nodiscard]] std::string check_slab(std::uint32_t& chunks) const;
+  [[nodiscard]] std::string check_slab(std::uint32_t& chunks, std::uint32_t most) const;
 
   [[nodiscard]] bool may_log(std::uint64_t offset, std::uint64_t size) const {
     constexpr std::uint64_t space = offsetof(Header, space);

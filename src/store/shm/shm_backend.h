@@ -110,8 +110,9 @@ class ShmBackend {
   void shrink();
 
   // ---- damage (docs/recovery.md) ----
-  // "" or what is wrong with the memory of a shard that is locked by the caller's step.
-  [[nodiscard]] std::string check_store(std::uint32_t i) const;
+  // "" or what is wrong with the memory of a shard that is locked by the caller's step. most: about
+  // how many of its records may be looked at one by one.
+  [[nodiscard]] std::string check_store(std::uint32_t i, std::uint64_t most) const;
   // A shard whose records were found wrong is made an empty one, loudly.
   // seen: losses(i) when it was found; if it was emptied since, what was wrong is gone.
   void empty(std::uint32_t i, const std::string& why, std::uint32_t seen);

@@ -3,6 +3,7 @@
 #include <linux/futex.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -137,9 +138,10 @@ void ShmBackend::tell_of_loss() noexcept {
   }
 }
 
-std::string ShmBackend::check_store(std::uint32_t i) const {
+std::string ShmBackend::check_store(std::uint32_t i, std::uint64_t most) const {
   try {
-    return ShmArena{*region_, i}.check_slabs();
+    return ShmArena{*region_, i}.check_slabs(
+        static_cast<std::uint32_t>(std::min<std::uint64_t>(most / kChunkCells, UINT32_MAX)));
   } catch (const lock::Damaged& damaged) {
     return damaged.what;
   }
