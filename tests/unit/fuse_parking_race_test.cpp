@@ -273,7 +273,10 @@ TEST_P(Race, TheInterruptComesBetweenTheDecisionAndItsDelivery) {
     std::thread grantor = start([&] { round.decide(); });
     gate.await();
     round.interrupt();
-    EXPECT_EQ(round.waiting->answers(), 0);
+    // (Its own daemon may have looked without being rung for.)
+    if (!GetParam().other_mount) {
+      EXPECT_EQ(round.waiting->answers(), 0);
+    }
     gate.open();
     grantor.join();
     round.expect(verdict());
