@@ -49,6 +49,7 @@ struct Effects {
   std::vector<Finished> finished;   // waiters of this mount that are over
   std::vector<std::uint64_t> ring;  // other mounts with waiters on the ready list
   std::uint64_t ready_shards{};     // the store's: where those are
+  std::uint64_t repaired{};         // the store's: shards whose holder had died
   bool lost{};                      // the store's: a damaged shard was emptied
   std::vector<Recheck> recheck;     // POSIX waiters whose blocker changed: deadlock again?
   std::vector<std::pair<std::uint32_t, std::int64_t>> uid_delta;  // grants and waiters by uid
@@ -74,6 +75,7 @@ struct Effects {
     uid_delta.clear();
     looked_at = 0;
     changed = false;
+    repaired = 0;
     lost = false;
     mark();
   }

@@ -30,8 +30,7 @@ void ShmBackend::lock_shard(std::uint32_t i, lock::Effects& fx) {
   bool damaged = false;
   const auto how = lock(shard.mu, damaged);
   if (how == RobustMutex::Locked::kOwnerDied) {
-    log::warn("shard {} of table {}: its holder died; undoing {} stores", i, table_,
-              shard.log_count);
+    fx.repaired |= std::uint64_t{1} << i;
     if (!ShmArena{*region_, i}.rollback()) damaged = true;
     if (damaged) shard.emptying = 1;
     fault_point("shm.recovered");
@@ -222,6 +221,10 @@ void ShmBackend::tell(const lock::Effects& fx) noexcept {
 
 void ShmBackend::outside(const lock::Effects& fx) noexcept {
   Header& h = region_->header();
+  for (std::uint32_t i = 0; i < kShardCount; ++i) {
+    if ((fx.repaired >> i & 1) == 0) continue;
+    log::warn("shard {} of table {}: its holder died; what it had begun is undone", i, table_);
+  }
   if (fx.lost) tell_of_loss();
   for (const auto& [uid, delta] : fx.uid_delta) {
     if (delta == 0) continue;
