@@ -112,10 +112,10 @@ TEST(ShmTable, NobodyChoosesTheShapeOfATree) {
   ASSERT_NE(store, nullptr);
   constexpr std::uint32_t kLocks = 2 * lock::kDeepest;
   // In an empty table: the first chunk, then, after that of owners and files, one after the other.
-  const auto first = static_cast<shm::Chunk>(shm::cells_at(256ULL << 20) / shm::kChunkBytes);
-  const auto record = [first](std::uint32_t n) {
+  constexpr auto kFirst = static_cast<shm::Chunk>(shm::cells_at(256ULL << 20) / shm::kChunkBytes);
+  const auto record = [](std::uint32_t n) {
     const std::uint32_t nth = n / shm::kChunkCells;
-    return (first + (nth == 0 ? 0 : nth + 1)) * shm::kChunkCells + n % shm::kChunkCells;
+    return (kFirst + (nth == 0 ? 0 : nth + 1)) * shm::kChunkCells + n % shm::kChunkCells;
   };
   std::vector<std::pair<std::uint64_t, std::uint32_t>> order;
   for (std::uint32_t n = 0; n < kLocks; ++n) {
