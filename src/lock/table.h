@@ -59,6 +59,17 @@ struct Effects {
   std::uint64_t looked_at{};                                      // waiters, by posix_blockers_of
   bool no_growth{};  // in: no more cells are to be had, refuse instead
 
+  // This mount's waiters that are over hear of it. Nothing is locked.
+  void tell(GrantSink& sink) const noexcept {
+    for (const auto& done : finished) {
+      if (done.err == 0) {
+        sink.granted(done.token);
+      } else {
+        sink.refused(done.token, done.err);
+      }
+    }
+  }
+
   // What was done up to a commit must be delivered, what a rollback undid must not.
   void mark() { marked_ = {finished.size(), ring.size(), recheck.size(), uid_delta}; }
   void back_to_mark() {

@@ -357,13 +357,7 @@ class TableService : public LockService {
       fault_point("store.deliver");
     }
     backend_.outside(fx);
-    for (const auto& done : fx.finished) {
-      if (done.err == 0) {
-        backend_.sink().granted(done.token);
-      } else {
-        backend_.sink().refused(done.token, done.err);
-      }
-    }
+    fx.tell(backend_.sink());
     // A waiter whose first blocker went and that now waits for another: the kernel asks again
     // about deadlock when it blocks again.
     // The latest first: of a cycle that closes now, the kernel tells who came last.

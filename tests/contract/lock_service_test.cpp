@@ -48,6 +48,17 @@ class LockServiceContract : public ::testing::TestWithParam<const char*> {
       q.after = *page->next;
     }
   }
+  // Owner i holds file i and waits for that of owner i + 1; the last one waits for nobody.
+  static FileId file(std::uint64_t i) { return {1, i}; }
+  auto ask(std::uint64_t who, std::uint64_t of) {
+    return take(request(who, 0, 10, kEx, LockKind::kPosix, file(of)), OnConflict::kQueue, who);
+  }
+  void make_chain(std::uint64_t owners) {
+    for (std::uint64_t i = 1; i <= owners; ++i) {
+      ASSERT_TRUE(is<Granted>(take(request(i, 0, 10, kEx, LockKind::kPosix, file(i)))));
+    }
+    for (std::uint64_t i = 1; i < owners; ++i) ASSERT_TRUE(is<Queued>(ask(i, i + 1)));
+  }
   void expect_clean() {
     const auto wrong = store_->verify();
     ASSERT_TRUE(wrong.ok());
@@ -320,17 +331,9 @@ TEST_P(LockServiceContract, ManyReadersAreGrantedInOneGo) {
   expect_clean();
 }
 
-// Owner i holds file i and waits for that of owner i + 1; the last one waits for nobody.
 TEST_P(LockServiceContract, ACycleOfAThousandOwnersIsFound) {
   constexpr std::uint64_t kOwners = 1000;
-  const auto file = [](std::uint64_t i) { return FileId{1, i}; };
-  const auto ask = [&](std::uint64_t who, std::uint64_t of) {
-    return take(request(who, 0, 10, kEx, LockKind::kPosix, file(of)), OnConflict::kQueue, who);
-  };
-  for (std::uint64_t i = 1; i <= kOwners; ++i) {
-    ASSERT_TRUE(is<Granted>(take(request(i, 0, 10, kEx, LockKind::kPosix, file(i)))));
-  }
-  for (std::uint64_t i = 1; i < kOwners; ++i) ASSERT_TRUE(is<Queued>(ask(i, i + 1)));
+  ASSERT_NO_FATAL_FAILURE(make_chain(kOwners));
   EXPECT_TRUE(is<Deadlock>(ask(kOwners, 1)));
   EXPECT_TRUE(is<Queued>(ask(kOwners + 1, 1))) << "waits for the cycle, is not in it";
   // Each gets what it waited for once the one it waited for has gone.
@@ -345,14 +348,7 @@ TEST_P(LockServiceContract, ACycleOfAThousandOwnersIsFound) {
 // Docs/table.md: such a search ends before it is through. The request waits, as in the kernel.
 TEST_P(LockServiceContract, AChainOfTenThousandOwnersIsNoDeadlock) {
   constexpr std::uint64_t kOwners = 10'000;
-  const auto file = [](std::uint64_t i) { return FileId{1, i}; };
-  const auto ask = [&](std::uint64_t who, std::uint64_t of) {
-    return take(request(who, 0, 10, kEx, LockKind::kPosix, file(of)), OnConflict::kQueue, who);
-  };
-  for (std::uint64_t i = 1; i <= kOwners; ++i) {
-    ASSERT_TRUE(is<Granted>(take(request(i, 0, 10, kEx, LockKind::kPosix, file(i)))));
-  }
-  for (std::uint64_t i = 1; i < kOwners; ++i) ASSERT_TRUE(is<Queued>(ask(i, i + 1)));
+  ASSERT_NO_FATAL_FAILURE(make_chain(kOwners));
   EXPECT_TRUE(is<Queued>(ask(kOwners + 1, 1)));
   for (std::uint64_t i = kOwners; i > 1; --i) {
     ASSERT_TRUE(store_->drop_owner(file(i), owner(i)).ok());

@@ -47,6 +47,15 @@ class ShmOps : public ::testing::Test {
     EXPECT_EQ(other_->ask("lock"), "granted");
     EXPECT_EQ(other_->ask("unlock"), "released");
   }
+  // Each has said that it is there.
+  void hold_both_before_they_look() {
+    writer_->ask("arm " + gate_.at("shm.op_published"));
+    writer_->tell("begin");
+    ASSERT_TRUE(gate_.reached());
+    locker_->ask("arm " + second_.at("shm.file_appeared"));
+    locker_->tell("lock");
+    ASSERT_TRUE(second_.reached());
+  }
   void TearDown() override {
     EXPECT_EQ(writer_->ask("verify"), "ok");
     EXPECT_EQ(left(), "");
@@ -123,12 +132,7 @@ TEST_F(ShmOps, SeesTheRecordBeforeItsMakerLooks) {
 // It said that it is there before the record came, looks after, and is taken in before it
 // withdraws.
 TEST_F(ShmOps, IsTakenInOrWithdraws) {
-  writer_->ask("arm " + gate_.at("shm.op_published"));
-  writer_->tell("begin");
-  ASSERT_TRUE(gate_.reached());
-  locker_->ask("arm " + second_.at("shm.file_appeared"));
-  locker_->tell("lock");
-  ASSERT_TRUE(second_.reached());
+  ASSERT_NO_FATAL_FAILURE(hold_both_before_they_look());
   gate_.open();
   // Now it withdraws, or is taken in first; whichever it is, both know.
   second_.open();
@@ -164,12 +168,7 @@ TEST_F(ShmOps, SawTheRecordAndIsTakenInBeforeItWithdraws) {
 }
 
 TEST_F(ShmOps, SawTheRecordAndWithdrawsBeforeItsMakerLooks) {
-  writer_->ask("arm " + gate_.at("shm.op_published"));
-  writer_->tell("begin");
-  ASSERT_TRUE(gate_.reached());
-  locker_->ask("arm " + second_.at("shm.file_appeared"));
-  locker_->tell("lock");
-  ASSERT_TRUE(second_.reached());
+  ASSERT_NO_FATAL_FAILURE(hold_both_before_they_look());
   gate_.open();
   // It withdraws and waits for the mutex, which the one that is held has.
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes{1};

@@ -121,9 +121,8 @@ std::string look_at_header(const shm::Region& region,
   if ((grow_mu & FUTEX_OWNER_DIED) != 0) return "";
   std::uint64_t cells = 0;
   for (std::uint32_t i = 0; i < shm::kShardCount; ++i) cells += region.shard(i).chunks;
-  const std::uint64_t given = region.chunk_limit() -
-                              shm::cells_at(region.bytes()) / shm::kChunkBytes -
-                              h.space.given_back_count;
+  const std::uint64_t given =
+      region.chunk_limit() - shm::first_chunk(region.bytes()) - h.space.given_back_count;
   if (cells != given) {
     return fmt::format("shards have {} chunks of memory, {} were given out", cells, given);
   }

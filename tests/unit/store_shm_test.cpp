@@ -58,12 +58,16 @@ bool in_child(const std::function<bool()>& fn) {
   return ::waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-TEST(ShmTable, FullIsEnolckAndGivesEverythingBack) {
-  RecordingSink sink;
+Result<std::unique_ptr<ShmStore>> smallest_table(GrantSink& sink) {
   ShmStore::Options options;
   options.table = unique_table();
   options.table_max = shm::kMinRegion;
-  auto store = ShmStore::attach(options, sink);
+  return ShmStore::attach(options, sink);
+}
+
+TEST(ShmTable, FullIsEnolckAndGivesEverythingBack) {
+  RecordingSink sink;
+  auto store = smallest_table(sink);
   ASSERT_TRUE(store.ok()) << store.error().message();
   const std::uint64_t first = fill(**store);
   ASSERT_GT(first, 0u);
@@ -80,10 +84,7 @@ TEST(ShmTable, FullIsEnolckAndGivesEverythingBack) {
 // One shard's burst, then another's: what the first has nothing in any more serves the second.
 TEST(ShmTable, MemoryOfOneBurstServesTheNext) {
   RecordingSink sink;
-  ShmStore::Options options;
-  options.table = unique_table();
-  options.table_max = shm::kMinRegion;
-  auto store = ShmStore::attach(options, sink);
+  auto store = smallest_table(sink);
   ASSERT_TRUE(store.ok()) << store.error().message();
   const auto burst = [&](std::uint64_t file) {
     LockRequest r = request(**store, file);
@@ -112,7 +113,7 @@ TEST(ShmTable, NobodyChoosesTheShapeOfATree) {
   ASSERT_NE(store, nullptr);
   constexpr std::uint32_t kLocks = 2 * lock::kDeepest;
   // In an empty table: the first chunk, then, after that of owners and files, one after the other.
-  constexpr auto kFirst = static_cast<shm::Chunk>(shm::cells_at(256ULL << 20) / shm::kChunkBytes);
+  constexpr shm::Chunk kFirst = shm::first_chunk(256ULL << 20);
   const auto record = [](std::uint32_t n) {
     const std::uint32_t nth = n / shm::kChunkCells;
     return (kFirst + (nth == 0 ? 0 : nth + 1)) * shm::kChunkCells + n % shm::kChunkCells;

@@ -143,6 +143,9 @@ inline constexpr std::uint64_t kChunksAt = kShardsAt + kShardCount * kShardStrid
 inline constexpr std::uint64_t cells_at(std::uint64_t region_bytes) {
   return round_up(kChunksAt + region_bytes / kChunkBytes * sizeof(ChunkRec), kChunkBytes);
 }
+inline constexpr Chunk first_chunk(std::uint64_t region_bytes) {
+  return static_cast<Chunk>(cells_at(region_bytes) / kChunkBytes);
+}
 inline constexpr std::uint64_t kMinRegion =
     round_up(kChunksAt, kChunkBytes) + (kShardCount * 2 + 16) * kChunkBytes;
 static_assert(cells_at(kMinRegion) + kShardCount * 2 * kChunkBytes <= kMinRegion);

@@ -41,7 +41,7 @@ class ShmArena {
       : base_{region.base()},
         bytes_{region.bytes()},
         chunks_{region.chunks()},
-        first_{static_cast<Chunk>(cells_at(bytes_) / kChunkBytes)},
+        first_{first_chunk(bytes_)},
         limit_{region.chunk_limit()},
         first_ref_{first_ * kChunkCells},
         refs_{(limit_ - first_) * kChunkCells},

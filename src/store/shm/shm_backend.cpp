@@ -93,7 +93,7 @@ bool ShmBackend::grow(std::uint32_t i, lock::Effects& fx) {
 
 Chunk ShmBackend::next_chunk() {
   Space& space = region_->header().space;
-  const Chunk first = static_cast<Chunk>(cells_at(region_->bytes()) / kChunkBytes);
+  const Chunk first = first_chunk(region_->bytes());
   const Chunk limit = region_->chunk_limit();
   const Chunk given_back = space.given_back;
   if (given_back == 0) return limit;
@@ -210,13 +210,7 @@ void ShmBackend::note_user_full(std::uint32_t uid) {
 
 void ShmBackend::tell(const lock::Effects& fx) noexcept {
   outside(fx);
-  for (const auto& done : fx.finished) {
-    if (done.err == 0) {
-      sink_.granted(done.token);
-    } else {
-      sink_.refused(done.token, done.err);
-    }
-  }
+  fx.tell(sink_);
 }
 
 void ShmBackend::outside(const lock::Effects& fx) noexcept {
@@ -254,6 +248,12 @@ void ShmBackend::forget_ready(std::uint32_t i) {
     }
   });
   tell(fx);
+}
+
+void ShmBackend::ring_all() noexcept {
+  for (MountSlot& slot : region_->header().mounts) {
+    if (slot.id.load(std::memory_order_acquire) != 0) ring(slot);
+  }
 }
 
 void ShmBackend::ring(MountSlot& slot) noexcept { ring_doorbell(slot.doorbell); }

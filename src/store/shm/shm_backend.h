@@ -99,8 +99,9 @@ class ShmBackend {
   void note_verified(const std::string& result);
   Result<TableStats> stats();
 
-  // Wakes the daemon in this slot.
+  // Wakes the daemon in this slot; those in all.
   void ring(MountSlot& slot) noexcept;
+  void ring_all() noexcept;
   // After the dead were reaped: counts all users' records anew.
   void recount_users();
   // Clears the bit of shards without ready waiters left.
@@ -118,8 +119,8 @@ class ShmBackend {
   void empty(std::uint32_t i, const std::string& why, std::uint32_t seen);
   // Whether a thread of that number can be inside a step; when it cannot be told, it can.
   [[nodiscard]] bool could_hold(std::uint32_t tid) const noexcept;
-  // Makes a damaged header, and with it the table, anew. False: it is as it should be.
-  bool mend_header();
+  // Makes a header that is damaged, and with it the table, anew.
+  void mend_header();
   // How often a shard was emptied. Who waited in it before waits in vain.
   [[nodiscard]] std::uint32_t losses(std::uint32_t i) const {
     return region_->shard(i).losses.load(std::memory_order_acquire);
@@ -192,6 +193,8 @@ class ShmBackend {
   std::error_code run_bare(std::uint32_t i, lock::Effects& fx, Fn&& fn) {
     ShmArena arena{*region_, i};
     std::error_code ec;
+    const char* damaged = nullptr;
+    std::uint32_t where = i;
     try {
       fn(arena);
       arena.commit();
@@ -203,16 +206,19 @@ class ShmBackend {
       ec = log_full(i);
     } catch (const std::bad_alloc&) {
       ec = errno_code(ENOMEM);
-    } catch (const lock::Damaged& damaged) {
-      (void)arena.rollback();
-      empty_locked(i, damaged.what, fx);
+    } catch (const lock::Damaged& found) {
+      damaged = found.what;
       ec = kEmptied;
-    } catch (const DamagedElsewhere& damaged) {
-      (void)arena.rollback();
-      empty_locked(damaged.shard, damaged.what, fx);
+    } catch (const DamagedElsewhere& found) {
+      damaged = found.what;
+      where = found.shard;
       ec = kEmptied;
     }
-    if (!arena.rollback()) empty_locked(i, "its log makes no sense", fx);
+    const bool undone = arena.rollback();
+    if (damaged != nullptr) empty_locked(where, damaged, fx);
+    if (!undone && (damaged == nullptr || where != i)) {
+      empty_locked(i, "its log makes no sense", fx);
+    }
     fx.back_to_mark();
     return ec;
   }

@@ -128,9 +128,7 @@ void ShmBackend::empty(std::uint32_t i, const std::string& why, std::uint32_t se
 
 // Nothing is locked here. The other daemons look once a second in any case.
 void ShmBackend::tell_of_loss() noexcept {
-  for (MountSlot& slot : region_->header().mounts) {
-    if (slot.id.load(std::memory_order_acquire) != 0) ring(slot);
-  }
+  ring_all();
   try {
     recount_users();
   } catch (const std::exception& e) {
@@ -149,8 +147,8 @@ std::string ShmBackend::check_store(std::uint32_t i, std::uint64_t most) const {
 
 // Without grow_mu: no chunk is given or taken but with a shard's mutex, and who holds grow_mu finds
 // the shard's count of losses changed. (65 mutexes at once are more than TSan can follow.)
-bool ShmBackend::mend_header() {
-  if (region_->intact()) return false;
+void ShmBackend::mend_header() {
+  if (region_->intact()) return;
   bool ignored = false;
   std::array<RobustMutex::Locked, kShardCount> found{};
   for (std::uint32_t i = 0; i < kShardCount; ++i) found[i] = lock(region_->shard(i).mu, ignored);
@@ -174,13 +172,12 @@ bool ShmBackend::mend_header() {
     }
     shard.mu.unlock();
   }
-  if (!damaged) return false;
+  if (!damaged) return;
   log::error(
       "the header of table {} was damaged: the table is made anew. All locks are lost, and whoever "
       "waits for one gets EIO",
       table_);
   tell_of_loss();
-  return true;
 }
 
 }  // namespace latchfs::shm

@@ -127,7 +127,6 @@ ShmStore::ShmStore(std::unique_ptr<Region> region, Registry registry, const Opti
                    GrantSink& sink)
     : TableService{std::move(region), options.table, sink, options.max_locks_per_user},
       registry_{std::move(registry)},
-      table_{options.table},
       options_{options},
       poke_{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)} {}
 
@@ -218,9 +217,7 @@ ShmStore::~ShmStore() {
     Region::remove(region_name_);
     registry_.remove();
   } else {
-    for (MountSlot& other : h.mounts) {
-      if (other.id.load() != 0) backend_.ring(other);
-    }
+    backend_.ring_all();
   }
   registry_.unlock();
   if (!stand_in_ || !stand_in_->lock()) return;
@@ -290,7 +287,7 @@ void ShmStore::look_after_the_table() {
   MountSlot& mine = h.mounts[backend_.slot()];
   if (mine.id.load() != mount_id() || mine.pid != static_cast<std::uint32_t>(::getpid()) ||
       mine.believes_ms.load() != options_.believes_ms) {
-    log::error("table {}: this mount's place in it was overwritten; written again", table_);
+    log::error("table {}: this mount's place in it was overwritten; written again", options_.table);
     describe(mine);
     mine.id.store(mount_id(), std::memory_order_release);
   }
@@ -330,9 +327,7 @@ bool ShmStore::reap_the_dead(bool registry_locked) {
   for (std::uint32_t i = 0; i < shm::kShardCount; ++i) {
     h.ready_shards.fetch_or(std::uint64_t{1} << i);
   }
-  for (MountSlot& slot : h.mounts) {
-    if (slot.id.load() != 0) backend_.ring(slot);
-  }
+  backend_.ring_all();
   // Last: if this one dies too, the next one does all of it again. Locked, since who joins counts.
   // Not waited for: who has it may be stopped, and other deaths want to be seen. The next look does
   // it, until then the slot is taken.
@@ -380,20 +375,20 @@ void ShmStore::keep_the_name() {
   name_lost_ = true;
   if (!kept) {
     log::error("table {}: its name was removed and cannot be taken again ({}); end this mount",
-               table_, kept.error().message());
+               options_.table, kept.error().message());
   } else if (*kept) {
     log::error("table {}: its name was removed; new mounts are refused until all that use it end",
-               table_);
+               options_.table);
   } else {
     log::error(
         "table {}: its name was removed and a new table has it, whose locks are not seen here; end "
         "this mount",
-        table_);
+        options_.table);
   }
 }
 
 Result<bool> ShmStore::take_the_name() {
-  auto fresh = Registry::open(table_);
+  auto fresh = Registry::open(options_.table);
   if (!fresh) return fresh.error();
   if (const auto r = fresh->lock(); !r) return r.error();
   const bool others = fresh->region_name() != region_name_ && anybody_alive(*fresh);

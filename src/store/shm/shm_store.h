@@ -82,7 +82,6 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   std::uint32_t others_believe_ms_{};
   std::uint64_t last_reaped_{};  // the watcher's, and join()'s before it
   bool name_lost_{};             // and said so
-  const std::string table_;
   const Options options_;
   std::int64_t started_at_{};
   std::array<std::uint32_t, shm::kShardCount> losses_seen_{};  // the doorbell thread's
