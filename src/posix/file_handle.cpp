@@ -1,9 +1,11 @@
 #include "posix/file_handle.h"
 
 #include <fcntl.h>
+#include <fmt/core.h>
 #include <sched.h>
 
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 
 namespace latchfs::posix {
@@ -60,6 +62,30 @@ Result<UniqueFd> FileHandle::open(int mount) const noexcept {
     if (errno != ENOMEM || moment == kMoments) return last_errno();
     ::sched_yield();
   }
+}
+
+std::string FileHandle::text() const {
+  if (empty()) return {};
+  std::string text = fmt::format("{:08x}", static_cast<std::uint32_t>(type_));
+  for (std::size_t i = 0; i < size_; ++i) text += fmt::format("{:02x}", bytes_[i]);
+  return text;
+}
+
+std::optional<FileHandle> FileHandle::parse(std::string_view text) noexcept {
+  constexpr std::size_t kType = 8;
+  FileHandle handle;
+  if (text.empty()) return handle;
+  if (text.size() <= kType || text.size() % 2 != 0 || text.size() > kType + 2 * kMostBytes) {
+    return std::nullopt;
+  }
+  if (text.find_first_not_of("0123456789abcdef") != std::string_view::npos) return std::nullopt;
+  std::uint32_t type = 0;
+  std::from_chars(text.data(), text.data() + kType, type, 16);
+  handle.type_ = static_cast<std::int32_t>(type);
+  for (std::size_t at = kType; at < text.size(); at += 2) {
+    std::from_chars(text.data() + at, text.data() + at + 2, handle.bytes_[handle.size_++], 16);
+  }
+  return handle;
 }
 
 std::uint32_t FileHandle::hash() const noexcept {

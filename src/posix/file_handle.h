@@ -8,6 +8,9 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
 
 #include "base/unique_fd.h"
 #include "latchfs/result.h"
@@ -37,6 +40,11 @@ class FileHandle {
   // For fuse_entry_param::generation: differs, but for one chance in 2^32, between two files that
   // had the same inode number one after the other. Never 0.
   [[nodiscard]] std::uint32_t hash() const noexcept;
+
+  // For keeping it in a file: lower-case hex, the type first. Empty for no file.
+  [[nodiscard]] std::string text() const;
+  // Nothing unless it is what text() makes of a handle.
+  [[nodiscard]] static std::optional<FileHandle> parse(std::string_view text) noexcept;
 
   bool operator==(const FileHandle&) const = default;
 
