@@ -19,8 +19,8 @@ std::string_view below_mountpoint(std::string_view path, std::string_view mountp
 
 }  // namespace
 
-Context::Context(LockService& locks, FileView& files, Options options)
-    : locks_{locks}, files_{files}, options_{std::move(options)} {
+Context::Context(LockService& locks, FileView& files, Filelocks& filelocks, Options options)
+    : locks_{locks}, files_{files}, filelocks_{filelocks}, options_{std::move(options)} {
   std::string& glob = options_.snapshots;
   glob.erase(0, std::min(glob.find_first_not_of('/'), glob.size()));
   while (!glob.empty() && glob.back() == '/') glob.pop_back();
@@ -39,11 +39,16 @@ std::string Context::snapshot_of(std::string_view path) const {
   return {};
 }
 
+std::string_view Context::without_mountpoint(std::string_view path, int err) const {
+  if (err != ENOENT && err != ENOTDIR) return {};
+  return below_mountpoint(path, options_.mountpoint);
+}
+
 Result<FileId> Context::resolve(const FileRef& ref, const Caller& caller) const {
   if (ref.path.empty()) return FileId{ref.dev.value_or(root_dev_), ref.ino};
   auto found = files_.resolve(ref.path, caller);
-  if (!found && (found.error().value() == ENOENT || found.error().value() == ENOTDIR)) {
-    const auto rest = below_mountpoint(ref.path, options_.mountpoint);
+  if (!found) {
+    const auto rest = without_mountpoint(ref.path, found.error().value());
     if (!rest.empty()) found = files_.resolve(rest, caller);
   }
   if (!found) return found.error();

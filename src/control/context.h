@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "control/file_view.h"
+#include "control/filelocks.h"
 #include "control/query.h"
 #include "control/tree.h"
 #include "latchfs/lock_service.h"
@@ -15,19 +16,24 @@ namespace latchfs::control {
 // Shared by all parts of one Tree; outlives them.
 class Context {
  public:
-  Context(LockService& locks, FileView& files, Options options);
+  Context(LockService& locks, FileView& files, Filelocks& filelocks, Options options);
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
   ~Context() = default;
 
   LockService& locks() const { return locks_; }
   FileView& files() const { return files_; }
+  Filelocks& filelocks() const { return filelocks_; }
   const Options& options() const { return options_; }
 
   // The snapshot a file belongs to: the last name of the outermost directory above it that
   // matches the `snapshots` GLOB (fnmatch(3) with FNM_PATHNAME over the path without its leading
   // '/'); "" if there is none.
   std::string snapshot_of(std::string_view path) const;
+
+  // What to try next where nothing is at `path` (`err` says so): it without the mount point in
+  // front. "": nothing.
+  std::string_view without_mountpoint(std::string_view path, int err) const;
 
   // A file as a user named it. A path is walked as the caller; one that is not there is tried
   // once more without the mount point in front. Numbers are not checked: whether anything is
@@ -43,6 +49,7 @@ class Context {
  private:
   LockService& locks_;
   FileView& files_;
+  Filelocks& filelocks_;
   Options options_;
   std::uint64_t root_dev_{};
 };

@@ -18,7 +18,7 @@ bool may_begin_query(char ch) {
 Intake::Taken Intake::drop(Taken taken) {
   had_request_ = had_request_ || std::holds_alternative<Request>(taken);
   pending_ = {};
-  only_space_ = false;
+  only_space_ = indented_ = false;
   check_at_ = depth_ = 0;
   in_string_ = escaped_ = false;
   return taken;
@@ -60,6 +60,35 @@ Intake::Taken Intake::add_to_query(std::string_view data) {
   return drop(Request{std::string{trim(pending_)}, false});
 }
 
+Intake::Taken Intake::add_to_paths(std::string_view data) {
+  const auto newline = data.rfind('\n');
+  if (newline == std::string_view::npos) {
+    pending_ += data;
+    return Incomplete{};
+  }
+  std::string lines = std::move(pending_);
+  lines += data.substr(0, newline + 1);
+  const std::string_view rest = data.substr(newline + 1);
+  const bool blank = rest.find_first_not_of(kSpace) == std::string_view::npos;
+  if (!blank && rest.front() != '/') {
+    return drop(Malformed{"the last line does not begin with '/'"});
+  }
+  Taken taken = drop(Request{std::move(lines), false});
+  if (blank) {
+    only_space_ = indented_ = !rest.empty();
+  } else {
+    pending_ = rest;
+  }
+  return taken;
+}
+
+// `data` begins with the first byte that is no white space.
+bool Intake::may_begin(std::string_view data) const {
+  if (data.front() == '{') return true;
+  if (form_ == Short::kQuery) return may_begin_query(data.front());
+  return data.front() == '/' && !indented_;
+}
+
 Intake::Taken Intake::add(std::string_view data) {
   if (too_large_ || data.size() > kMaxRequest - pending_.size()) {
     too_large_ = true;
@@ -68,14 +97,23 @@ Intake::Taken Intake::add(std::string_view data) {
   if (pending_.empty()) {
     const auto first = data.find_first_not_of(kSpace);
     only_space_ = only_space_ || (first == std::string_view::npos && !data.empty());
+    const std::string_view space = data.substr(0, first);
+    if (const auto newline = space.rfind('\n'); newline != std::string_view::npos) {
+      indented_ = newline + 1 < space.size();
+    } else {
+      indented_ = indented_ || !space.empty();
+    }
     if (first == std::string_view::npos) return Incomplete{};
     data.remove_prefix(first);
-    if (data.front() != '{' && !may_begin_query(data.front())) {
-      return drop(Malformed{"neither a JSON object nor key=value&key=value"});
+    if (!may_begin(data)) {
+      return drop(Malformed{form_ == Short::kQuery
+                                ? "neither a JSON object nor key=value&key=value"
+                                : "neither a JSON object nor lines that begin with '/'"});
     }
   }
   const bool json = (pending_.empty() ? data : std::string_view{pending_}).front() == '{';
-  return json ? add_to_json(data) : add_to_query(data);
+  if (json) return add_to_json(data);
+  return form_ == Short::kQuery ? add_to_query(data) : add_to_paths(data);
 }
 
 Intake::Taken Intake::finish() {
@@ -91,7 +129,8 @@ Intake::Taken Intake::finish() {
     return Incomplete{};
   }
   if (pending_.front() == '{') return Malformed{"the JSON ends before its object is closed"};
-  return drop(Request{std::string{trim(pending_)}, false});
+  // A path's last byte may be white space.
+  return drop(Request{form_ == Short::kPaths ? pending_ : std::string{trim(pending_)}, false});
 }
 
 }  // namespace latchfs::control

@@ -88,6 +88,32 @@ class FlatObject final : public Handler {
   Members members_;
 };
 
+class Teller final : public Handler {
+ public:
+  using Kind = JsonReader::Kind;
+  explicit Teller(JsonReader& reader) : reader_{reader} {}
+
+  bool null() override { return tell(Kind::kNull); }
+  bool boolean(bool value) override { return tell(value ? Kind::kTrue : Kind::kFalse); }
+  bool number_integer(number_integer_t) override { return tell(Kind::kNumber); }
+  bool number_unsigned(number_unsigned_t) override { return tell(Kind::kNumber); }
+  bool number_float(number_float_t, const string_t&) override { return tell(Kind::kNumber); }
+  bool string(string_t& value) override { return tell(Kind::kString, std::move(value)); }
+  bool start_object(std::size_t) override { return tell(Kind::kObject); }
+  bool key(string_t& name) override { return go_on(reader_.member(std::move(name))); }
+  bool end_object() override { return go_on(reader_.end()); }
+  bool start_array(std::size_t) override { return tell(Kind::kArray); }
+  bool end_array() override { return go_on(reader_.end()); }
+
+ private:
+  bool tell(Kind kind, std::string text = {}) {
+    return go_on(reader_.value(kind, std::move(text)));
+  }
+  bool go_on(std::optional<Malformed> bad) { return !bad || refuse(std::move(bad->why)); }
+
+  JsonReader& reader_;
+};
+
 // The library takes a NUL for the end of input.
 std::optional<Malformed> find_nul(std::string_view text) {
   const auto nul = text.find('\0');
@@ -111,6 +137,13 @@ std::variant<Members, Malformed> parse_flat_object(std::string_view text) {
   FlatObject handler;
   if (!Json::sax_parse(text.begin(), text.end(), &handler)) return Malformed{handler.error()};
   return std::move(handler.members());
+}
+
+std::optional<Malformed> read_json(std::string_view text, JsonReader& reader) {
+  if (auto nul = find_nul(text)) return nul;
+  Teller handler{reader};
+  if (!Json::sax_parse(text.begin(), text.end(), &handler)) return Malformed{handler.error()};
+  return std::nullopt;
 }
 
 }  // namespace latchfs::control

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "control/filelock_listing.h"
 #include "control/grant_text.h"
 
 namespace latchfs::control {
@@ -13,17 +14,30 @@ constexpr std::uint32_t kPage = 256;
 
 }  // namespace
 
-Listing::Listing(const Context& context, Scope scope)
-    : context_{context}, scope_{std::move(scope)}, facts_{context, scope_.viewer}, at_{start()} {}
-
 Listing::Position Listing::start() const {
   Position position;
   position.after = scope_.query.after;
+  position.after_path = scope_.query.after_path;
   position.left = scope_.query.limit;
   return position;
 }
 
-Result<Listing::Page> Listing::fetch(std::uint32_t limit) {
+void Listing::close(std::string& out, std::string_view next) {
+  at_.ended = true;
+  if (at_.any) out += '\n';
+  out += "], \"paging\": {\"next\": \"";
+  out += next;
+  out += "\"}}\n";
+}
+
+std::unique_ptr<Listing> make_listing(const Context& context, Scope scope) {
+  if (scope.kind == ListKind::kFilelocks) {
+    return std::make_unique<FilelockListing>(context, std::move(scope));
+  }
+  return std::make_unique<LockListing>(context, std::move(scope));
+}
+
+Result<LockListing::Page> LockListing::fetch(std::uint32_t limit) {
   const ListQuery query{scope_.file, at_.after, limit};
   Page page;
   if (scope_.kind == ListKind::kWaiters) {
@@ -41,7 +55,7 @@ Result<Listing::Page> Listing::fetch(std::uint32_t limit) {
   return page;
 }
 
-bool Listing::shown(const Waiter& entry) {
+bool LockListing::shown(const Waiter& entry) {
   const Query& query = scope_.query;
   const Grant& grant = entry.request;
   // What costs nothing comes first: locating a file takes system calls.
@@ -57,7 +71,7 @@ bool Listing::shown(const Waiter& entry) {
   return facts_.visible(grant);
 }
 
-Result<std::optional<ListCursor>> Listing::append_page(std::string& out) {
+Result<std::optional<ListCursor>> LockListing::append_page(std::string& out) {
   const std::size_t mark = out.size();
   const Position before = at_;
   std::uint32_t ask = kPage;
@@ -84,7 +98,7 @@ Result<std::optional<ListCursor>> Listing::append_page(std::string& out) {
   }
 }
 
-void Listing::append(std::string& out, const Waiter& entry) {
+void LockListing::append(std::string& out, const Waiter& entry) {
   out += at_.any ? ",\n" : "";
   at_.any = true;
   const FileFacts::Facts& facts = facts_.of(entry.request);
@@ -96,15 +110,7 @@ void Listing::append(std::string& out, const Waiter& entry) {
   append_waiter(out, context_, entry, facts, visible);
 }
 
-void Listing::close(std::string& out, const std::optional<ListCursor>& next) {
-  at_.ended = true;
-  if (at_.any) out += '\n';
-  out += "], \"paging\": {\"next\": \"";
-  if (next) out += to_string(*next);
-  out += "\"}}\n";
-}
-
-Result<bool> Listing::more(std::string& out) {
+Result<bool> LockListing::more(std::string& out) {
   if (at_.ended) return false;
   if (!at_.opened) {
     out += scope_.kind == ListKind::kGrants ? "{\"grants\": [\n" : "{\"waiters\": [\n";
@@ -113,7 +119,7 @@ Result<bool> Listing::more(std::string& out) {
   const auto next = append_page(out);
   if (!next) return next.error();
   if (*next) at_.after = **next;
-  if (!*next || at_.left == 0U) close(out, *next);
+  if (!*next || at_.left == 0U) close(out, *next ? to_string(**next) : std::string{});
   return true;
 }
 

@@ -39,11 +39,14 @@ constexpr std::string_view kReadme =
   waiters  who waits and for whom     waiters?KEY=VALUE            likewise
   files/   like the mount itself: reading a file here lists the locks on it
   release  written to: breaks a lock; read: the outcome of your last release
+  filelock, filelock?KEY=VALUE     read: the files that only who locked them may
+           change; written to: locks files so.   unfilelock   ends that
   reply    the full reply to your last request
   status   version, capacity, enforcement, mounts that share the table
 
 KEY is ref (a file_id or /path), pid, uid, owner_id, owner_name, owner_address,
-mode (shared or exclusive), snapshot, limit or after (`next` of the page before).
+mode (shared or exclusive), snapshot, limit or after (`next` of the page before);
+of filelock: ref, uid, user, limit or after.
 VALUE is URL-encoded (/ is %2F). A path too long for a name: take its file_id.
 
 Who holds locks:
@@ -58,6 +61,12 @@ Break a lock of process P. Dangerous: do it only if P leaked the lock and cannot
 be ended instead. Whoever waits goes on at once, P is not told.
   P=0; cat "$L/list?pid=$P" | jq -c '.grants[0] // empty |
     {ref: .file_id, offset, size, owner_id}' > "$L/release" && cat "$L/reply"
+Keep others from changing a file (a path a line; / is the mount's root), see it:
+  F=/some/file; [ ! -e "$L/files$F" ] || echo "$F" > "$L/filelock"
+  jq -r '.filelocks[] | [.user, .locked_at, .path] | @tsv' "$L/filelock"
+End it; with revert the file becomes again what it was when it was locked:
+  [ ! -e "$L/files$F" ] || jq -n --arg f "$F" '{paths: [{path: $f, revert: false}]}' \
+    > "$L/unfilelock"
 )readme";
 
 void field(std::string& out, std::string_view key, std::string_view value, std::string_view end) {

@@ -29,12 +29,26 @@ std::optional<std::string> parse_mode(std::string_view text) {
   return std::nullopt;
 }
 
+// `next` of filelocks is a path, URL-encoded: it may be put into a query as it stands, and encoded
+// once more, as programs do that take it for any text.
+std::optional<std::string> parse_after_path(const std::string& value) {
+  if (value.empty() || value.front() == '/') return value;
+  auto path = url_decode(value);
+  if (!path || path->empty() || path->front() != '/') return std::nullopt;
+  return path;
+}
+
 // Takes one pair into the query; the complaint if its value is wrong.
-std::optional<Malformed> take(Query& query, const std::string& key, const std::string& value) {
+std::optional<Malformed> take(Query& query, ListKind kind, const std::string& key,
+                              const std::string& value) {
   if (key == "ref") {
     auto ref = parse_ref(value);
     if (auto* bad = std::get_if<Malformed>(&ref)) return std::move(*bad);
     query.ref = std::move(std::get<FileRef>(ref));
+  } else if (key == "after" && kind == ListKind::kFilelocks) {
+    const auto path = parse_after_path(value);
+    if (!path) return bad_value(key, value, "the `next` of an earlier page");
+    query.after_path = *path;
   } else if (key == "after") {
     const auto cursor = parse_list_cursor(value);
     if (!cursor) return bad_value(key, value, "the `next` of an earlier page");
@@ -58,6 +72,8 @@ std::optional<Malformed> take(Query& query, const std::string& key, const std::s
   } else if (key == "uid") {
     query.uid = parse_decimal32(value);
     if (!query.uid) return bad_value(key, value, "a user id in decimal");
+  } else if (key == "user") {
+    query.user = value;
   } else if (key == "mode") {
     query.mode = parse_mode(value);
     if (!query.mode) return bad_value(key, value, "shared, exclusive or an API_BYTE_RANGE_ name");
@@ -144,15 +160,16 @@ std::variant<Pairs, Malformed> split_pairs(std::string_view text,
   return pairs;
 }
 
-std::variant<Query, Malformed> parse_query(std::string_view text) {
-  static const std::vector<std::string_view> known{
+std::variant<Query, Malformed> parse_query(std::string_view text, ListKind kind) {
+  static const std::vector<std::string_view> of_locks{
       "ref",        "after",         "limit", "snapshot", "owner_id",
       "owner_name", "owner_address", "pid",   "uid",      "mode"};
-  auto split = split_pairs(text, known);
+  static const std::vector<std::string_view> of_filelocks{"ref", "after", "limit", "uid", "user"};
+  auto split = split_pairs(text, kind == ListKind::kFilelocks ? of_filelocks : of_locks);
   if (auto* bad = std::get_if<Malformed>(&split)) return std::move(*bad);
   Query query;
   for (const auto& [key, value] : std::get<Pairs>(split)) {
-    if (auto bad = take(query, key, value)) return std::move(*bad);
+    if (auto bad = take(query, kind, key, value)) return std::move(*bad);
   }
   return query;
 }
@@ -167,6 +184,7 @@ std::string canonical(const Query& query) {
   };
   if (query.ref) add("ref", to_string(*query.ref));
   if (!query.after.at_start) add("after", to_string(query.after));
+  if (!query.after_path.empty()) add("after", query.after_path);
   if (query.limit) add("limit", std::to_string(*query.limit));
   if (query.snapshot) add("snapshot", *query.snapshot);
   if (query.owner_id) add("owner_id", to_string(*query.owner_id));
@@ -175,6 +193,7 @@ std::string canonical(const Query& query) {
   if (query.pid) add("pid", std::to_string(*query.pid));
   if (query.uid) add("uid", std::to_string(*query.uid));
   if (query.mode) add("mode", *query.mode);
+  if (query.user) add("user", *query.user);
   return out;
 }
 

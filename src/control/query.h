@@ -1,4 +1,4 @@
-// The text after '?' in `list?…` and `waiters?…`, and the names of files in requests.
+// The text after '?' in `list?…`, `waiters?…` and `filelock?…`, and the names of files in requests.
 //
 // Grammar: key=value joined by '&', both URL-encoded; each key at most once; no empty pair. An
 // empty text asks for everything. Whatever is not exactly that is Malformed, never guessed at.
@@ -35,9 +35,12 @@ struct FileRef {
 // "posix", "ofd", "flock"; "" where the edge could not tell and for operations in flight.
 [[nodiscard]] std::string_view kind_name(LockKind kind);
 
+enum class ListKind : std::uint8_t { kGrants, kWaiters, kFilelocks };
+
 struct Query {
   std::optional<FileRef> ref;
-  ListCursor after;
+  ListCursor after;                     // grants and waiters
+  std::string after_path;               // filelocks; "": from the start
   std::optional<std::uint64_t> limit;   // at least 1
   std::optional<std::string> snapshot;  // "" is the head: files of no snapshot
   std::optional<OwnerId> owner_id;
@@ -46,8 +49,11 @@ struct Query {
   std::optional<std::uint32_t> pid;
   std::optional<std::uint32_t> uid;
   std::optional<std::string> mode;  // an api_mode() name
+  std::optional<std::string> user;  // filelocks: the name of a uid
 };
-[[nodiscard]] std::variant<Query, Malformed> parse_query(std::string_view text);
+// Filelocks take ref, after, limit, uid and user; the others all but user.
+[[nodiscard]] std::variant<Query, Malformed> parse_query(std::string_view text,
+                                                         ListKind kind = ListKind::kGrants);
 // One spelling for all texts that ask the same; parse_query gives the same Query for it.
 [[nodiscard]] std::string canonical(const Query& query);
 

@@ -18,6 +18,18 @@ std::uint64_t hash(std::string_view text) {
   return value;
 }
 
+std::string_view name_of(ListKind kind) {
+  switch (kind) {
+    case ListKind::kGrants:
+      return "list?";
+    case ListKind::kWaiters:
+      return "waiters?";
+    case ListKind::kFilelocks:
+      break;
+  }
+  return "filelock?";
+}
+
 }  // namespace
 
 bool QueryNodes::make_room() {
@@ -31,7 +43,7 @@ bool QueryNodes::make_room() {
 }
 
 Result<std::uint64_t> QueryNodes::look_up(ListKind kind, const Query& query) {
-  std::string name = (kind == ListKind::kGrants ? "list?" : "waiters?") + canonical(query);
+  std::string name = std::string{name_of(kind)} + canonical(query);
   std::uint64_t number = (hash(name) & (kQueryBit - 1)) | kQueryBit;
   const MutexLock lock{mu_};
   while (true) {

@@ -15,7 +15,6 @@
 #include <unordered_map>
 
 #include "base/mutex.h"
-#include "control/listing.h"
 #include "control/query.h"
 #include "latchfs/result.h"
 

@@ -9,39 +9,11 @@
 
 #include "base/log.h"
 #include "control/grant_text.h"
+#include "control/status.h"
 #include "control/text.h"
 
 namespace latchfs::control {
 namespace {
-
-// The seed's code and reason for an errno.
-struct Status {
-  std::string_view code;
-  std::string_view reason;
-};
-Status status_of(int err) {
-  switch (err) {
-    case EINVAL:
-    case ELOOP:
-    case ENOTDIR:
-    case ENAMETOOLONG:
-      return {"400", "Bad Request"};
-    case EACCES:
-    case EPERM:
-      return {"403", "Forbidden"};
-    case ENOENT:
-      return {"404", "Not Found"};
-    case EBUSY:
-      return {"409", "Conflict"};
-    case EMSGSIZE:
-      return {"413", "Payload Too Large"};
-    case ENOMEM:
-    case ENOLCK:
-      return {"507", "Insufficient Storage"};
-    default:
-      return {"500", "Internal Server Error"};
-  }
-}
 
 std::string reply_head(std::string_view ref) {
   std::string out = "{\"ref\": ";
@@ -51,19 +23,12 @@ std::string reply_head(std::string_view ref) {
 }
 
 Outcome refuse(int err, std::string_view ref, std::string_view why) {
-  const Status status = status_of(err);
   Outcome outcome{err, reply_head(ref)};
-  outcome.reply += "], \"count\": 0, \"error\": {\"code\": \"";
-  outcome.reply += status.code;
-  outcome.reply += "\", \"reason\": \"";
-  outcome.reply += status.reason;
-  outcome.reply += "\", \"user_message\": ";
-  append_json_string(outcome.reply, why);
-  outcome.reply += "}}\n";
+  outcome.reply += "], \"count\": 0, ";
+  append_error(outcome.reply, err, why);
+  outcome.reply += "}\n";
   return outcome;
 }
-
-std::string words_for(int err) { return std::generic_category().message(err); }
 
 // The owner's grants in the range.
 Result<std::vector<Grant>> held_by(const Context& context, FileId file,
@@ -96,14 +61,6 @@ bool is_holder(const Caller& caller, const Holder& holder) {
   return ::access(fmt::format("/proc/{}/task/{}", holder.pid, caller.pid).c_str(), F_OK) == 0;
 }
 
-std::string describe_caller(const Actor& actor) {
-  std::string out = fmt::format("uid {} pid {}", actor.writer.caller.uid, actor.writer.caller.pid);
-  if (actor.opener.caller.uid != actor.writer.caller.uid) {
-    out += fmt::format(" (opened by uid {})", actor.opener.caller.uid);
-  }
-  return out;
-}
-
 std::string describe_target(const ReleaseRequest& request, std::string_view path) {
   const std::string to =
       request.range.size_or_zero() == 0 ? "end of file" : std::to_string(request.range.end());
@@ -123,7 +80,7 @@ Result<FileId> resolve_for(const Context& context, const FileRef& ref, const Act
 
 }  // namespace
 
-Outcome refuse_request(int err, std::string_view why) { return refuse(err, "", why); }
+Outcome refuse_release(int err, std::string_view why) { return refuse(err, "", why); }
 
 Outcome run_release(const Context& context, const ReleaseRequest& request, const Actor& actor) {
   const std::string& ref = request.ref_text;

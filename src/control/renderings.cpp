@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "control/filelock_listing.h"
 
 namespace latchfs::control {
 namespace {
@@ -14,12 +15,19 @@ namespace {
 // decide what he may see, and they go with the process: so its number is part of it.
 std::string key_of(const Scope& scope) {
   const Viewer& viewer = scope.viewer;
-  std::string key = scope.kind == ListKind::kGrants ? "g" : "w";
+  constexpr std::string_view kKinds = "gwf";
+  std::string key{kKinds[static_cast<std::size_t>(scope.kind)]};
   key += viewer.admin
              ? std::string{"a"}
              : fmt::format("{}.{}.{}", viewer.caller.uid, viewer.caller.gid, viewer.caller.pid);
   if (scope.file) key += fmt::format(" {}:{}", scope.file->dev, scope.file->ino);
   return key + " " + canonical(scope.query);
+}
+
+// Equal for all processes of a user: a guess may be somebody else's size.
+std::string size_key_of(const Scope& scope) {
+  return (scope.viewer.admin ? std::string{"a"} : std::to_string(scope.viewer.caller.uid)) + " " +
+         canonical(scope.query);
 }
 
 using Marks = std::vector<ListingReader::Mark>;
@@ -45,15 +53,15 @@ std::optional<Renderings::Rendered> Renderings::find(const std::string& key, std
   const std::int64_t now = monotonic_ns();
   const MutexLock lock{mu_};
   kept_.remove_if([now](const Rendered& r) {
-    return now - r.made_at > std::max(kLifeNs, std::min(r.took, kMaxStaleNs));
+    return now - r.made_at > std::max(r.life, std::min(r.took, kMaxStaleNs));
   });
   for (const Rendered& kept : kept_) {
     if (kept.key != key) continue;
     const std::int64_t age = now - kept.made_at;
     if (kept.text) {
-      if (kept.settled && kept.stamp == stamp && age <= kLifeNs) return kept;
+      if (kept.settled && kept.stamp == stamp && age <= kept.life) return kept;
     } else if (!text_wanted) {
-      if (kept.settled && kept.stamp == stamp && age <= kLifeNs) return kept;
+      if (kept.settled && kept.stamp == stamp && age <= kept.life) return kept;
       if (age <= std::min(kept.took, kMaxStaleNs)) return kept;
     }
   }
@@ -72,16 +80,62 @@ void Renderings::keep(Rendered rendered) {
   });
 }
 
-Result<std::uint64_t> Renderings::size(const Scope& scope, std::int64_t changed_at_ns) {
-  const std::string key = key_of(scope);
-  if (const auto kept = find(key, changed_at_ns, false)) return kept->size;
-
+Renderings::Rendered Renderings::begin(const Scope& scope, std::int64_t stamp) const {
   Rendered rendered;
-  rendered.key = key;
-  rendered.stamp = changed_at_ns;
-  rendered.settled = realtime_ns() - changed_at_ns > kSettleNs;
+  rendered.key = key_of(scope);
+  rendered.stamp = stamp;
+  if (scope.kind == ListKind::kFilelocks) {
+    // The number changes after what it counts: whoever missed a change has the old number.
+    rendered.settled = true;
+    rendered.life = kFilelockLifeNs;
+  } else {
+    rendered.settled = realtime_ns() - stamp > kSettleNs;
+  }
+  return rendered;
+}
+
+std::uint64_t Renderings::last_size(const std::string& key) {
+  const MutexLock lock{mu_};
+  for (const auto& [kept, size] : sizes_) {
+    if (kept == key) return size;
+  }
+  return 0;
+}
+
+void Renderings::note_size(const std::string& key, std::uint64_t size) {
+  const MutexLock lock{mu_};
+  sizes_.remove_if([&key](const auto& kept) { return kept.first == key; });
+  sizes_.emplace_front(key, size);
+  if (sizes_.size() > kMaxEntries) sizes_.pop_back();
+}
+
+Result<std::uint64_t> Renderings::quick_size(const Scope& scope, Rendered rendered) {
+  FilelockListing listing{context_, scope};
+  listing.stop_at(monotonic_ns() + kQuickNs);
+  std::string text;
+  const auto more = listing.more(text);
+  if (!more) return more.error();
+  if (listing.position().ended) {
+    rendered.size = text.size();
+    text.shrink_to_fit();
+    rendered.text = std::make_shared<const std::string>(std::move(text));
+    note_size(size_key_of(scope), rendered.size);
+  } else {
+    rendered.size = last_size(size_key_of(scope));
+  }
+  rendered.made_at = monotonic_ns();
+  const std::uint64_t size = rendered.size;
+  keep(std::move(rendered));
+  return size;
+}
+
+Result<std::uint64_t> Renderings::size(const Scope& scope, std::int64_t changed_at_ns) {
+  Rendered rendered = begin(scope, changed_at_ns);
+  if (const auto kept = find(rendered.key, changed_at_ns, false)) return kept->size;
+  if (scope.kind == ListKind::kFilelocks) return quick_size(scope, std::move(rendered));
+
   const std::int64_t begun = monotonic_ns();
-  Listing listing{context_, scope};
+  LockListing listing{context_, scope};
   std::string text;
   Marks marks;
   const auto whole = render(listing, text, marks);
@@ -109,15 +163,11 @@ Result<std::uint64_t> Renderings::size(const Scope& scope, std::int64_t changed_
 
 Result<std::unique_ptr<ListingReader>> Renderings::open(const Scope& scope,
                                                         std::int64_t changed_at_ns) {
-  const std::string key = key_of(scope);
-  if (const auto kept = find(key, changed_at_ns, true)) {
+  Rendered rendered = begin(scope, changed_at_ns);
+  if (const auto kept = find(rendered.key, changed_at_ns, true)) {
     return std::make_unique<ListingReader>(kept->text);
   }
-  Rendered rendered;
-  rendered.key = key;
-  rendered.stamp = changed_at_ns;
-  rendered.settled = realtime_ns() - changed_at_ns > kSettleNs;
-  auto listing = std::make_unique<Listing>(context_, scope);
+  auto listing = make_listing(context_, scope);
   std::string text;
   Marks marks;
   const auto whole = render(*listing, text, marks);
@@ -130,13 +180,13 @@ Result<std::unique_ptr<ListingReader>> Renderings::open(const Scope& scope,
   rendered.text = std::make_shared<const std::string>(std::move(text));
   rendered.made_at = monotonic_ns();
   auto reader = std::make_unique<ListingReader>(rendered.text);
+  if (scope.kind == ListKind::kFilelocks) note_size(size_key_of(scope), rendered.size);
   keep(std::move(rendered));
   return reader;
 }
 
 std::unique_ptr<ListingReader> Renderings::open_lazily(const Scope& scope) const {
-  return std::make_unique<ListingReader>(std::make_unique<Listing>(context_, scope), std::string{},
-                                         Marks{});
+  return std::make_unique<ListingReader>(make_listing(context_, scope), std::string{}, Marks{});
 }
 
 }  // namespace latchfs::control

@@ -4,6 +4,12 @@
 // must agree. So what one of them rendered the others use, as long as the table has not changed
 // since (TableStats::changed_at_ns), for at most a second (renames and chmods change listings
 // too, unseen), and only for the same caller.
+//
+// Filelocks are on disk: listing them all walks what holds them, and `filelock` is looked up for
+// each `echo /a > filelock` and each `ls`. So a size is asked for with a bound (quick_size()): it
+// is truthful whenever the listing was opened less than kFilelockLifeNs ago with no filelock
+// applied or removed since, and whenever the keeper gives all filelocks in one page; else it is
+// the last size known, or 0.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +17,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "base/mutex.h"
 #include "control/listing.h"
@@ -32,9 +39,13 @@ class Renderings {
   // counting took, so that a busy table is not counted all the time, and at most this.
   static constexpr std::int64_t kMaxStaleNs = 2'000'000'000;
 
+  static constexpr std::int64_t kFilelockLifeNs = 2'000'000'000;
+  static constexpr std::int64_t kQuickNs = 200'000'000;
+
   explicit Renderings(const Context& context) : context_{context} {}
 
-  // What a reader of the scope would get in bytes. `changed_at_ns`: the table's stamp now.
+  // What a reader of the scope would get in bytes. `changed_at_ns`: the table's stamp now; of
+  // filelocks Filelocks::changes().
   Result<std::uint64_t> size(const Scope& scope, std::int64_t changed_at_ns);
   Result<std::unique_ptr<ListingReader>> open(const Scope& scope, std::int64_t changed_at_ns);
   // The same without rendering anything yet: for when memory for texts is short.
@@ -46,16 +57,23 @@ class Renderings {
     std::int64_t stamp{};
     std::int64_t made_at{};  // monotonic
     std::int64_t took{};
+    std::int64_t life{kLifeNs};
     bool settled{};
     std::uint64_t size{};
     std::shared_ptr<const std::string> text;  // null if larger than kWhole
   };
   std::optional<Rendered> find(const std::string& key, std::int64_t stamp, bool text_wanted);
   void keep(Rendered rendered);
+  Rendered begin(const Scope& scope, std::int64_t stamp) const;
+  Result<std::uint64_t> quick_size(const Scope& scope, Rendered rendered);
+  // Of filelocks: the last size that was true, for as long as nothing better is known.
+  std::uint64_t last_size(const std::string& key);
+  void note_size(const std::string& key, std::uint64_t size);
 
   const Context& context_;
-  Mutex mu_;                                  // held over no call out
-  std::list<Rendered> kept_ GUARDED_BY(mu_);  // the newest first
+  Mutex mu_;                                                                // held over no call out
+  std::list<Rendered> kept_ GUARDED_BY(mu_);                                // the newest first
+  std::list<std::pair<std::string, std::uint64_t>> sizes_ GUARDED_BY(mu_);  // the newest first
 };
 
 }  // namespace latchfs::control

@@ -4,22 +4,23 @@
 
 namespace latchfs::control {
 
-void Replies::put(uid_t uid, Reply reply) {
+void Replies::put(uid_t uid, RequestKind kind, Reply reply) {
   const MutexLock lock{mu_};
-  entries_.remove_if([uid](const Entry& entry) { return entry.uid == uid; });
-  entries_.push_front({uid, std::move(reply)});
-  std::size_t users = 0;
+  entries_.remove_if(
+      [uid, kind](const Entry& entry) { return entry.uid == uid && entry.kind == kind; });
+  entries_.push_front({uid, kind, std::move(reply)});
+  std::size_t count = 0;
   std::size_t bytes = 0;
-  entries_.remove_if([&users, &bytes](const Entry& entry) {
+  entries_.remove_if([&count, &bytes](const Entry& entry) {
     bytes += entry.reply.text->size();
-    return ++users > 1 && (users > kMaxUsers || bytes > kMaxBytes);
+    return ++count > 1 && (count > kMaxReplies || bytes > kMaxBytes);
   });
 }
 
-Reply Replies::of(uid_t uid) {
+Reply Replies::of(uid_t uid, std::optional<RequestKind> kind) {
   const MutexLock lock{mu_};
   for (const Entry& entry : entries_) {
-    if (entry.uid == uid) return entry.reply;
+    if (entry.uid == uid && (!kind || entry.kind == *kind)) return entry.reply;
   }
   return {};
 }

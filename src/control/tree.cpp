@@ -15,8 +15,10 @@
 #include "base/log.h"
 #include "base/mutex.h"
 #include "control/context.h"
+#include "control/filelock_run.h"
 #include "control/listing.h"
 #include "control/open_file.h"
+#include "control/open_request.h"
 #include "control/pages.h"
 #include "control/query.h"
 #include "control/query_nodes.h"
@@ -27,17 +29,28 @@
 namespace latchfs::control {
 namespace {
 
-enum class Fixed : std::uint8_t { kReadme = 2, kList, kWaiters, kRelease, kReply, kStatus };
+enum class Fixed : std::uint8_t {
+  kReadme = 2,
+  kList,
+  kWaiters,
+  kRelease,
+  kReply,
+  kStatus,
+  kFilelock,
+  kUnfilelock
+};
 
 struct FixedName {
   std::string_view name;
   Fixed what;
   mode_t mode;
 };
-constexpr std::array<FixedName, 6> kFixed{{{"README", Fixed::kReadme, 0444},
+constexpr std::array<FixedName, 8> kFixed{{{"README", Fixed::kReadme, 0444},
                                            {"list", Fixed::kList, 0444},
                                            {"waiters", Fixed::kWaiters, 0444},
                                            {"release", Fixed::kRelease, 0666},
+                                           {"filelock", Fixed::kFilelock, 0666},
+                                           {"unfilelock", Fixed::kUnfilelock, 0666},
                                            {"reply", Fixed::kReply, 0444},
                                            {"status", Fixed::kStatus, 0444}}};
 constexpr std::string_view kFilesName = "files";
@@ -53,6 +66,10 @@ const FixedName* find_fixed(std::uint64_t node) {
   return found == kFixed.end() ? nullptr : &*found;
 }
 
+constexpr bool takes_requests(Fixed what) {
+  return what == Fixed::kRelease || what == Fixed::kFilelock || what == Fixed::kUnfilelock;
+}
+
 constexpr bool is_mirror(std::uint64_t node) { return (node & kMirrorBit) != 0; }
 constexpr bool is_query(std::uint64_t node) {
   return !is_mirror(node) && (node & QueryNodes::kQueryBit) != 0;
@@ -66,8 +83,21 @@ timespec to_timespec(std::int64_t ns) {
 
 bool is_link(const FileEntry& entry) { return S_ISLNK(entry.attr.st_mode); }
 
-// Texts larger than this count against the budget.
-constexpr std::size_t kSmallText = std::size_t{64} << 10;
+// The listings, by the node that gives all of one and the name before '?'.
+struct ListName {
+  std::string_view name;
+  ListKind kind;
+  Fixed whole;
+};
+constexpr std::array<ListName, 3> kLists{{{"list", ListKind::kGrants, Fixed::kList},
+                                          {"waiters", ListKind::kWaiters, Fixed::kWaiters},
+                                          {"filelock", ListKind::kFilelocks, Fixed::kFilelock}}};
+
+constexpr ListKind kind_of(Fixed what) {
+  if (what == Fixed::kFilelock) return ListKind::kFilelocks;
+  return what == Fixed::kList ? ListKind::kGrants : ListKind::kWaiters;
+}
+
 constexpr std::size_t kBudget = std::size_t{64} << 20;
 constexpr std::size_t kMaxOpen = 4096;
 constexpr std::size_t kMaxOpenPerUser = 128;
@@ -75,8 +105,8 @@ constexpr std::size_t kMaxOpenPerUser = 128;
 }  // namespace
 
 struct Tree::Impl {
-  Impl(LockService& locks, FileView& files, Options options)
-      : context_{locks, files, std::move(options)},
+  Impl(LockService& locks, FileView& files, Filelocks& filelocks, Options options)
+      : context_{locks, files, filelocks, std::move(options)},
         renderings_{context_},
         readme_{std::make_shared<const std::string>(readme_text(context_.options()))} {}
 
@@ -84,20 +114,27 @@ struct Tree::Impl {
   NodeAttr make_attr(std::uint64_t node, mode_t mode, std::uint64_t size,
                      std::int64_t changed_ns) const;
   Result<NodeAttr> fixed_attr(const FixedName& fixed, const Caller& caller);
-  Result<NodeAttr> listing_attr(std::uint64_t node, const Scope& scope);
+  Result<NodeAttr> listing_attr(std::uint64_t node, mode_t mode, const Scope& scope);
+  NodeAttr reply_attr(std::uint64_t node, mode_t mode, const Reply& reply) const;
   Result<NodeAttr> mirror_attr(const FileEntry& entry, std::uint64_t node, const Caller& caller);
   Result<NodeAttr> root_attr();
 
   // ---- listings
   Result<Scope> scope_of(ListKind kind, Query query, const Caller& caller) const;
   Scope scope_of_file(FileId file, const Caller& caller) const;
-  Result<std::int64_t> changed_at();
+  // What tells listings of before a change from those after, and when the last one was.
+  struct Stamp {
+    std::int64_t number{};
+    std::int64_t changed_ns{};
+  };
+  Result<Stamp> stamp_of(ListKind kind);
   Result<std::shared_ptr<OpenFile>> open_listing(const Scope& scope);
   Result<std::shared_ptr<OpenFile>> open_node(std::uint64_t node, int flags, const Caller& caller);
   Result<std::shared_ptr<OpenFile>> open_fixed(Fixed what, int flags, const Caller& caller);
+  std::shared_ptr<OpenFile> open_requests(Fixed what, int flags, const Caller& caller);
 
   // ---- names
-  Result<NodeAttr> look_up_query(ListKind kind, std::string_view text, const Caller& caller);
+  Result<NodeAttr> look_up_query(const ListName& list, std::string_view text, const Caller& caller);
   Result<NodeAttr> look_up_mirror(std::uint64_t parent, std::string_view name,
                                   const Caller& caller);
 
@@ -123,6 +160,9 @@ struct Tree::Impl {
   std::unordered_map<std::uint64_t, Open> open_ GUARDED_BY(mu_);
   std::map<uid_t, std::size_t> open_per_user_ GUARDED_BY(mu_);
   std::uint64_t next_fh_ GUARDED_BY(mu_){1};
+  // Filelocks::changes() as last seen, and when it was first seen: no clock comes with it.
+  std::uint64_t filelocks_seen_ GUARDED_BY(mu_){context_.filelocks().changes()};
+  std::int64_t filelocks_changed_ns_ GUARDED_BY(mu_){started_ns_};
 };
 
 // ---- attributes
@@ -148,18 +188,31 @@ Result<NodeAttr> Tree::Impl::root_attr() {
   return make_attr(kTreeRoot, S_IFDIR | 0555, 0, started_ns_);
 }
 
-Result<std::int64_t> Tree::Impl::changed_at() {
+Result<Tree::Impl::Stamp> Tree::Impl::stamp_of(ListKind kind) {
+  if (kind == ListKind::kFilelocks) {
+    const std::uint64_t changes = context_.filelocks().changes();
+    const MutexLock lock{mu_};
+    if (changes != filelocks_seen_) {
+      filelocks_seen_ = changes;
+      filelocks_changed_ns_ = realtime_ns();
+    }
+    return Stamp{static_cast<std::int64_t>(changes), filelocks_changed_ns_};
+  }
   const auto stats = context_.locks().stats();
   if (!stats) return stats.error();
-  return stats->changed_at_ns;
+  return Stamp{stats->changed_at_ns, stats->changed_at_ns};
 }
 
-Result<NodeAttr> Tree::Impl::listing_attr(std::uint64_t node, const Scope& scope) {
-  const auto changed = changed_at();
-  if (!changed) return changed.error();
-  const auto size = renderings_.size(scope, *changed);
+Result<NodeAttr> Tree::Impl::listing_attr(std::uint64_t node, mode_t mode, const Scope& scope) {
+  const auto stamp = stamp_of(scope.kind);
+  if (!stamp) return stamp.error();
+  const auto size = renderings_.size(scope, stamp->number);
   if (!size) return size.error();
-  return make_attr(node, S_IFREG | 0444, *size, *changed);
+  return make_attr(node, mode, *size, stamp->changed_ns);
+}
+
+NodeAttr Tree::Impl::reply_attr(std::uint64_t node, mode_t mode, const Reply& reply) const {
+  return make_attr(node, mode, (reply.text ? reply.text : no_reply())->size(), reply.at_ns);
 }
 
 Result<NodeAttr> Tree::Impl::fixed_attr(const FixedName& fixed, const Caller& caller) {
@@ -169,15 +222,16 @@ Result<NodeAttr> Tree::Impl::fixed_attr(const FixedName& fixed, const Caller& ca
     case Fixed::kReadme:
       return make_attr(node, mode, readme_->size(), started_ns_);
     case Fixed::kList:
-    case Fixed::kWaiters: {
-      const auto kind = fixed.what == Fixed::kList ? ListKind::kGrants : ListKind::kWaiters;
-      return listing_attr(node, {kind, {}, std::nullopt, viewer_of(context_, caller)});
-    }
+    case Fixed::kWaiters:
+    case Fixed::kFilelock:
+      return listing_attr(node, mode,
+                          {kind_of(fixed.what), {}, std::nullopt, viewer_of(context_, caller)});
     case Fixed::kRelease:
-    case Fixed::kReply: {
-      const Reply reply = replies_.of(caller.uid);
-      return make_attr(node, mode, (reply.text ? reply.text : no_reply())->size(), reply.at_ns);
-    }
+      return reply_attr(node, mode, replies_.of(caller.uid, RequestKind::kRelease));
+    case Fixed::kUnfilelock:
+      return reply_attr(node, mode, replies_.of(caller.uid, RequestKind::kUnfilelock));
+    case Fixed::kReply:
+      return reply_attr(node, mode, replies_.of(caller.uid));
     case Fixed::kStatus: {
       const auto stats = context_.locks().stats();
       if (!stats) return stats.error();
@@ -199,7 +253,7 @@ Result<NodeAttr> Tree::Impl::mirror_attr(const FileEntry& entry, std::uint64_t n
   }
   // A symbolic link is shown, so that listings of the directory are whole, but not followed.
   auto out = is_link(entry) ? Result<NodeAttr>{make_attr(node, S_IFREG | 0444, 0, started_ns_)}
-                            : listing_attr(node, scope_of_file(entry.id, caller));
+                            : listing_attr(node, S_IFREG | 0444, scope_of_file(entry.id, caller));
   if (out) {
     out->attr.st_uid = entry.attr.st_uid;
     out->attr.st_gid = entry.attr.st_gid;
@@ -211,7 +265,8 @@ Result<NodeAttr> Tree::Impl::mirror_attr(const FileEntry& entry, std::uint64_t n
 
 Result<Scope> Tree::Impl::scope_of(ListKind kind, Query query, const Caller& caller) const {
   Scope scope{kind, std::move(query), std::nullopt, viewer_of(context_, caller)};
-  if (scope.query.ref) {
+  const bool walked_later = kind == ListKind::kFilelocks;
+  if (scope.query.ref && !(walked_later && !scope.query.ref->path.empty())) {
     const auto file = context_.resolve(*scope.query.ref, caller);
     if (!file) return file.error();
     scope.file = *file;
@@ -224,9 +279,9 @@ Scope Tree::Impl::scope_of_file(FileId file, const Caller& caller) const {
 }
 
 Result<std::shared_ptr<OpenFile>> Tree::Impl::open_listing(const Scope& scope) {
-  const auto changed = changed_at();
-  if (!changed) return changed.error();
-  auto reader = renderings_.open(scope, *changed);
+  const auto stamp = stamp_of(scope.kind);
+  if (!stamp) return stamp.error();
+  auto reader = renderings_.open(scope, stamp->number);
   if (!reader) return reader.error();
   std::size_t charged = (*reader)->footprint() > kSmallText ? (*reader)->footprint() : 0;
   if (!budget_.take(charged)) {
@@ -237,24 +292,49 @@ Result<std::shared_ptr<OpenFile>> Tree::Impl::open_listing(const Scope& scope) {
       std::make_shared<OpenListing>(std::move(*reader), budget_, charged)};
 }
 
+std::shared_ptr<OpenFile> Tree::Impl::open_requests(Fixed what, int flags, const Caller& caller) {
+  std::unique_ptr<Requests> requests;
+  if (what == Fixed::kRelease) {
+    requests = std::make_unique<ReleaseRequests>(context_);
+  } else {
+    const auto act = what == Fixed::kFilelock ? FilelockAct::kApply : FilelockAct::kRemove;
+    requests = std::make_unique<FilelockRequests>(context_, act);
+  }
+  OpenRequest::Unasked unasked;
+  if (what == Fixed::kFilelock) {
+    // Only when it is read: `echo /a > filelock` never does.
+    unasked = [this, caller] {
+      return open_listing({ListKind::kFilelocks, {}, std::nullopt, viewer_of(context_, caller)});
+    };
+  } else {
+    const Reply last = replies_.of(caller.uid, requests->kind());
+    unasked = [text = last.text ? last.text : no_reply()] {
+      return Result<std::shared_ptr<OpenFile>>{std::make_shared<OpenText>(text)};
+    };
+  }
+  return std::make_shared<OpenRequest>(context_, replies_, budget_, std::move(requests), caller,
+                                       flags, std::move(unasked));
+}
+
 Result<std::shared_ptr<OpenFile>> Tree::Impl::open_fixed(Fixed what, int flags,
                                                          const Caller& caller) {
   const bool to_write = (flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC) != 0;
-  if (to_write && what != Fixed::kRelease) return errno_code(EACCES);
+  if (to_write && !takes_requests(what)) return errno_code(EACCES);
   const auto text = [](std::shared_ptr<const std::string> content) {
     return std::shared_ptr<OpenFile>{std::make_shared<OpenText>(std::move(content))};
   };
   switch (what) {
     case Fixed::kReadme:
       return text(readme_);
+    case Fixed::kFilelock:
+      if ((flags & O_ACCMODE) != O_RDONLY) return open_requests(what, flags, caller);
+      [[fallthrough]];
     case Fixed::kList:
-    case Fixed::kWaiters: {
-      const auto kind = what == Fixed::kList ? ListKind::kGrants : ListKind::kWaiters;
-      return open_listing({kind, {}, std::nullopt, viewer_of(context_, caller)});
-    }
+    case Fixed::kWaiters:
+      return open_listing({kind_of(what), {}, std::nullopt, viewer_of(context_, caller)});
     case Fixed::kRelease:
-      return std::shared_ptr<OpenFile>{
-          std::make_shared<OpenRelease>(context_, replies_, caller, flags)};
+    case Fixed::kUnfilelock:
+      return open_requests(what, flags, caller);
     case Fixed::kReply: {
       const Reply reply = replies_.of(caller.uid);
       return text(reply.text ? reply.text : no_reply());
@@ -292,24 +372,23 @@ Result<std::shared_ptr<OpenFile>> Tree::Impl::open_node(std::uint64_t node, int 
 
 // ---- names
 
-Result<NodeAttr> Tree::Impl::look_up_query(ListKind kind, std::string_view text,
+Result<NodeAttr> Tree::Impl::look_up_query(const ListName& list, std::string_view text,
                                            const Caller& caller) {
-  auto parsed = parse_query(text);
+  auto parsed = parse_query(text, list.kind);
   if (const auto* bad = std::get_if<Malformed>(&parsed)) {
     log::debug("query of uid {} pid {}: {}", caller.uid, caller.pid, log::printable(bad->why));
     return errno_code(EINVAL);
   }
   const Query& query = std::get<Query>(parsed);
-  const auto scope = scope_of(kind, query, caller);
+  const auto scope = scope_of(list.kind, query, caller);
   if (!scope) return scope.error();
   if (canonical(query).empty()) {
-    return listing_attr(node_of(kind == ListKind::kGrants ? Fixed::kList : Fixed::kWaiters),
-                        *scope);
+    return fixed_attr(*find_fixed(node_of(list.whole)), caller);
   }
   // The size first: a lookup that fails must leave no reference.
-  auto attr = listing_attr(0, *scope);
+  auto attr = listing_attr(0, S_IFREG | 0444, *scope);
   if (!attr) return attr;
-  const auto number = queries_.look_up(kind, query);
+  const auto number = queries_.look_up(list.kind, query);
   if (!number) return number.error();
   attr->node = attr->attr.st_ino = kControlBit | *number;
   return attr;
@@ -353,8 +432,8 @@ std::shared_ptr<OpenFile> Tree::Impl::find(std::uint64_t fh) {
 
 // ---- the interface
 
-Tree::Tree(LockService& locks, FileView& files, Options options)
-    : impl_{std::make_unique<Impl>(locks, files, std::move(options))} {}
+Tree::Tree(LockService& locks, FileView& files, Filelocks& filelocks, Options options)
+    : impl_{std::make_unique<Impl>(locks, files, filelocks, std::move(options))} {}
 Tree::~Tree() = default;
 
 Result<NodeAttr> Tree::lookup(std::uint64_t parent, std::string_view name, const Caller& caller) {
@@ -374,11 +453,10 @@ Result<NodeAttr> Tree::lookup(std::uint64_t parent, std::string_view name, const
   const auto question = name.find('?');
   if (question == std::string_view::npos) return errno_code(ENOENT);
   const std::string_view what = name.substr(0, question);
-  if (what == "list") {
-    return impl_->look_up_query(ListKind::kGrants, name.substr(question + 1), caller);
-  }
-  if (what == "waiters") {
-    return impl_->look_up_query(ListKind::kWaiters, name.substr(question + 1), caller);
+  for (const ListName& list : kLists) {
+    if (list.name == what) {
+      return impl_->look_up_query(list, name.substr(question + 1), caller);
+    }
   }
   return errno_code(ENOENT);
 }
@@ -404,11 +482,12 @@ Result<NodeAttr> Tree::getattr(std::uint64_t node, const Caller& caller) {
   if (!found) return errno_code(ESTALE);
   const auto scope = impl_->scope_of(found->kind, std::move(found->query), caller);
   if (!scope) return scope.error();
-  return impl_->listing_attr(node, *scope);
+  return impl_->listing_attr(node, S_IFREG | 0444, *scope);
 }
 
 Result<NodeAttr> Tree::setattr(std::uint64_t node, const Change& change, const Caller& caller) {
-  const bool writable = node == node_of(Fixed::kRelease);
+  const FixedName* fixed = find_fixed(node);
+  const bool writable = fixed != nullptr && takes_requests(fixed->what);
   const bool harmless = !change.mode && !change.owner && (!change.size || change.new_size == 0);
   if (!writable || !harmless) return errno_code(EPERM);
   return getattr(node, caller);

@@ -19,6 +19,7 @@
 
 #include "base/caller.h"
 #include "control/file_view.h"
+#include "control/filelocks.h"
 #include "latchfs/lock_service.h"
 #include "latchfs/result.h"
 
@@ -64,7 +65,7 @@ struct FileName {
 
 class Tree {
  public:
-  Tree(LockService& locks, FileView& files, Options options);
+  Tree(LockService& locks, FileView& files, Filelocks& filelocks, Options options);
   ~Tree();
   Tree(const Tree&) = delete;
   Tree& operator=(const Tree&) = delete;

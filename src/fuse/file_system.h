@@ -13,6 +13,7 @@
 #include "fuse/listing_habit.h"
 #include "fuse/lock_edge.h"
 #include "fuse/mount.h"
+#include "fuse/no_filelocks.h"
 #include "fuse/open_file.h"
 #include "fuse/recent_listings.h"
 #include "fuse/reply.h"
@@ -59,6 +60,7 @@ struct FileSystem : transport::Channel {
   RecentListings listings;
   ListingHabit habit;
   MountFileView view;
+  NoFilelocks filelocks;
   control::Tree tree;
   LockEdge locks;
 };

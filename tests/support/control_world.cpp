@@ -48,7 +48,7 @@ control::Options ControlWorld::default_options() {
 }
 
 control::Tree& ControlWorld::tree() {
-  if (!tree_) tree_ = std::make_unique<control::Tree>(locks, files, options);
+  if (!tree_) tree_ = std::make_unique<control::Tree>(locks, files, filelocks, options);
   return *tree_;
 }
 
@@ -81,7 +81,11 @@ nlohmann::json ControlWorld::json(std::string_view path, const Caller& caller) {
 }
 
 int ControlWorld::echo(std::string_view text, const Caller& caller) {
-  const auto node = walk("release", caller).value();
+  return echo_to("release", text, caller);
+}
+
+int ControlWorld::echo_to(std::string_view path, std::string_view text, const Caller& caller) {
+  const auto node = walk(path, caller).value();
   const auto fh = tree().open(node.node, O_WRONLY, caller).value();
   int err = tree().write(fh, 0, text, caller).error().value();
   const int at_close = tree().flush(fh, caller).error().value();

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "control/tree.h"
+#include "support/fake_filelocks.h"
 #include "support/fake_files.h"
 #include "support/fake_locks.h"
 
@@ -39,11 +40,13 @@ struct ControlWorld {
   // What cat(1) prints; throws on an error.
   std::string cat(std::string_view path, const Caller& caller = kRoot, std::size_t chunk = 65536);
   nlohmann::json json(std::string_view path, const Caller& caller = kRoot);
-  // `echo TEXT > release`: the errno of the write or of the close, 0 if both went well.
+  // `printf TEXT > release`: the errno of the write or of the close, 0 if both went well.
   int echo(std::string_view text, const Caller& caller = kRoot);
+  int echo_to(std::string_view path, std::string_view text, const Caller& caller = kRoot);
 
   FakeLocks locks;
   FakeFiles files;
+  FakeFilelocks filelocks{files};
   control::Options options;
 
  private:

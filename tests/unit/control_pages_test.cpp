@@ -82,7 +82,8 @@ TEST(ControlReadme, IsAScreenfulAboutThisMount) {
     EXPECT_LE(end - begin, 95U) << text.substr(begin, end - begin);
     begin = end + 1;
   }
-  EXPECT_EQ(text.find("filelock"), std::string::npos) << "not there yet";
+  EXPECT_NE(text.find("\"$L/filelock\""), std::string::npos);
+  EXPECT_EQ(text.find("events"), std::string::npos) << "not there yet";
 }
 
 }  // namespace

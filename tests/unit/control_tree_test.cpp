@@ -32,7 +32,7 @@ TEST(ControlTree, RootListsItsNamesAndNoQueries) {
     EXPECT_TRUE(control::is_control(attr->node));
   }
   EXPECT_EQ(names, (std::set<std::string>{"README", "list", "waiters", "files", "release", "reply",
-                                          "status"}));
+                                          "status", "filelock", "unfilelock"}));
 }
 
 TEST(ControlTree, ModesAreWhatCallersMayDo) {
@@ -40,17 +40,23 @@ TEST(ControlTree, ModesAreWhatCallersMayDo) {
   EXPECT_EQ(world.tree().getattr(kTreeRoot, kAlice)->attr.st_mode, mode_t{S_IFDIR | 0555});
   EXPECT_EQ(world.walk("list")->attr.st_mode, mode_t{S_IFREG | 0444});
   EXPECT_EQ(world.walk("release")->attr.st_mode, mode_t{S_IFREG | 0666});
+  EXPECT_EQ(world.walk("filelock")->attr.st_mode, mode_t{S_IFREG | 0666});
+  EXPECT_EQ(world.walk("unfilelock")->attr.st_mode, mode_t{S_IFREG | 0666});
   EXPECT_EQ(world.walk("list?pid=1")->attr.st_mode, mode_t{S_IFREG | 0444});
+  EXPECT_EQ(world.walk("filelock?uid=1")->attr.st_mode, mode_t{S_IFREG | 0444});
 }
 
 TEST(ControlTree, NamesThatAreNotThere) {
   ControlWorld world;
-  for (const auto* name : {"nope", "filelock", "unfilelock", "events", "metrics", "List", "list ",
-                           "release?ref=1", "status?", "files?", "README?", ""}) {
+  for (const auto* name :
+       {"nope", "unfilelock?", "unfilelock?ref=1", "events", "metrics", "List", "list ", "Filelock",
+        "release?ref=1", "status?", "files?", "README?", ""}) {
     EXPECT_EQ(errno_of(world.tree().lookup(kTreeRoot, name, kRoot)), ENOENT) << name;
   }
   EXPECT_EQ(errno_of(world.tree().lookup(kTreeRoot, "list?colour=red", kRoot)), EINVAL);
   EXPECT_EQ(errno_of(world.tree().lookup(kTreeRoot, "waiters?pid=", kRoot)), EINVAL);
+  EXPECT_EQ(errno_of(world.tree().lookup(kTreeRoot, "filelock?pid=1", kRoot)), EINVAL);
+  EXPECT_EQ(errno_of(world.tree().lookup(kTreeRoot, "list?user=alice", kRoot)), EINVAL);
   EXPECT_EQ(errno_of(world.tree().lookup(kTreeRoot, std::string(256, 'x'), kRoot)), ENAMETOOLONG);
   EXPECT_EQ(errno_of(world.tree().lookup(kTreeRoot, std::string(255, 'x'), kRoot)), ENOENT);
   EXPECT_EQ(errno_of(world.tree().lookup(world.walk("list")->node, "x", kRoot)), ENOTDIR);
@@ -83,30 +89,34 @@ TEST(ControlTree, DirectoriesCannotBeOpenedAsFiles) {
   EXPECT_EQ(world.tree().readdir(world.walk("list")->node).error().value(), ENOTDIR);
 }
 
-TEST(ControlTree, OnlyReleaseCanBeWritten) {
+TEST(ControlTree, OnlyWhatTakesRequestsCanBeWritten) {
   ControlWorld world;
   world.files.file("/f");
-  for (const auto* path :
-       {"README", "list", "waiters", "status", "reply", "files/f", "list?pid=1"}) {
+  for (const auto* path : {"README", "list", "waiters", "status", "reply", "files/f", "list?pid=1",
+                           "filelock?uid=1"}) {
     const auto node = world.walk(path)->node;
     for (const int flags : {O_WRONLY, O_RDWR, O_RDONLY | O_TRUNC}) {
       EXPECT_EQ(world.tree().open(node, flags, kRoot).error().value(), EACCES) << path;
     }
     EXPECT_TRUE(world.tree().open(node, O_RDONLY, kRoot).ok()) << path;
   }
-  const auto release = world.walk("release")->node;
-  for (const int flags : {O_WRONLY, O_RDWR, O_WRONLY | O_TRUNC | O_APPEND, O_RDONLY}) {
-    EXPECT_TRUE(world.tree().open(release, flags, kAlice).ok());
+  for (const auto* path : {"release", "filelock", "unfilelock"}) {
+    const auto node = world.walk(path)->node;
+    for (const int flags : {O_WRONLY, O_RDWR, O_WRONLY | O_TRUNC | O_APPEND, O_RDONLY}) {
+      EXPECT_TRUE(world.tree().open(node, flags, kAlice).ok()) << path;
+    }
   }
 }
 
 TEST(ControlTree, WrongDirectionIsEbadf) {
   ControlWorld world;
-  const auto release = world.walk("release")->node;
-  const auto to_write = world.tree().open(release, O_WRONLY, kAlice).value();
-  EXPECT_EQ(world.tree().read(to_write, 0, 10).error().value(), EBADF);
-  const auto to_read = world.tree().open(release, O_RDONLY, kAlice).value();
-  EXPECT_EQ(world.tree().write(to_read, 0, "x", kAlice).error().value(), EBADF);
+  for (const auto* path : {"release", "filelock", "unfilelock"}) {
+    const auto node = world.walk(path)->node;
+    const auto to_write = world.tree().open(node, O_WRONLY, kAlice).value();
+    EXPECT_EQ(world.tree().read(to_write, 0, 10).error().value(), EBADF) << path;
+    const auto to_read = world.tree().open(node, O_RDONLY, kAlice).value();
+    EXPECT_EQ(world.tree().write(to_read, 0, "x", kAlice).error().value(), EBADF) << path;
+  }
   const auto list = world.tree().open(world.walk("list")->node, O_RDONLY, kAlice).value();
   EXPECT_EQ(world.tree().write(list, 0, "x", kAlice).error().value(), EBADF);
   world.tree().release(list);
@@ -115,7 +125,7 @@ TEST(ControlTree, WrongDirectionIsEbadf) {
   world.tree().release(list);
 }
 
-TEST(ControlTree, SetattrAllowsWhatRedirectionDoesToRelease) {
+TEST(ControlTree, SetattrAllowsWhatRedirectionDoes) {
   ControlWorld world;
   control::Tree& tree = world.tree();
   const auto release = world.walk("release")->node;
@@ -131,8 +141,10 @@ TEST(ControlTree, SetattrAllowsWhatRedirectionDoesToRelease) {
   chmod.mode = true;
   Change chown;
   chown.owner = true;
-  EXPECT_TRUE(tree.setattr(release, truncate, kAlice).ok());
-  EXPECT_TRUE(tree.setattr(release, touch, kAlice).ok());
+  for (const auto* path : {"release", "filelock", "unfilelock"}) {
+    EXPECT_TRUE(tree.setattr(world.walk(path)->node, truncate, kAlice).ok()) << path;
+    EXPECT_TRUE(tree.setattr(world.walk(path)->node, touch, kAlice).ok()) << path;
+  }
   EXPECT_EQ(errno_of(tree.setattr(release, grow, kRoot)), EPERM);
   EXPECT_EQ(errno_of(tree.setattr(release, chmod, kRoot)), EPERM);
   EXPECT_EQ(errno_of(tree.setattr(release, chown, kRoot)), EPERM);
@@ -146,8 +158,9 @@ TEST(ControlTree, SizesAndTimesAreTruthful) {
   ControlWorld world;
   const FileId id = world.files.file("/f");
   world.locks.set_changed_at(1'700'000'000'500'000'000);
-  for (const auto* path : {"README", "list", "waiters", "status", "reply", "release", "files/f",
-                           "list?pid=4711", "list?limit=1"}) {
+  for (const auto* path :
+       {"README", "list", "waiters", "status", "reply", "release", "files/f", "list?pid=4711",
+        "list?limit=1", "filelock", "unfilelock", "filelock?limit=1"}) {
     const auto attr = world.walk(path).value().attr;
     EXPECT_EQ(static_cast<std::size_t>(attr.st_size), world.cat(path).size()) << path;
   }
