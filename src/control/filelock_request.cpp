@@ -39,8 +39,8 @@ std::string name_in_place(std::string_view name) {
   constexpr std::size_t kShown = 64;
   const bool plain = !name.empty() && name.size() <= kShown &&
                      name.find_first_not_of(kPlain) == std::string_view::npos;
-  if (plain) return "." + std::string{name};
-  return "[" + json_string(name.substr(0, kShown)) + "]";
+  if (plain) return fmt::format(".{}", name);
+  return fmt::format("[{}]", json_string(name.substr(0, kShown)));
 }
 
 bool has_nul(std::string_view text) { return text.find('\0') != std::string_view::npos; }

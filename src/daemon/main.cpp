@@ -138,7 +138,7 @@ int serve(const Options& o, Places places, Launcher& launcher) {
     running.load()->stop();
   };
   std::string why;
-  auto mount = fuse::FuseMount::create(std::move(config), **store, parked, why);
+  auto mount = fuse::FuseMount::create(std::move(config), **store, **store, parked, why);
   if (!mount) {
     launcher.failed(why);
     return kExitFailure;

@@ -1,5 +1,8 @@
 #include "daemon/mount_config.h"
 
+#include <pwd.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <optional>
 #include <utility>
@@ -35,6 +38,16 @@ transport::Wanted::Rings rings(const Options& o) {
 }
 
 }  // namespace
+
+// Root: /var/lib/latchfs/TABLE. Others: .local/state/latchfs/TABLE in the home directory that the
+// user database names. Neither depends on the environment, on which two mounts of one user might
+// disagree. "": there is none.
+std::string state_directory(const std::string& table) {
+  if (::geteuid() == 0) return "/var/lib/latchfs/" + table;
+  const struct passwd* const user = ::getpwuid(::geteuid());
+  if (user == nullptr || user->pw_dir == nullptr || user->pw_dir[0] != '/') return "";
+  return std::string{user->pw_dir} + "/.local/state/latchfs/" + table;
+}
 
 fuse::Timeouts timeouts(const Options& o) {
   static constexpr double kMost = 5;
@@ -77,6 +90,7 @@ fuse::MountConfig mount_config(const Options& o, Places places, std::string vers
   config.node_name = o.node_name;
   config.node_address = o.node_address;
   config.snapshots = o.snapshots;
+  config.state_directory = state_directory(o.table);
   config.version = std::move(version);
   return config;
 }

@@ -13,7 +13,7 @@
 namespace latchfs::filelock {
 namespace {
 
-constexpr const char* kTrusted = "trusted.latchfs.filelock";
+constexpr const char* kSecurity = "security.latchfs.filelock";
 constexpr const char* kUser = "user.latchfs.filelock";
 constexpr std::string_view kVersion = "1";
 constexpr std::size_t kMostName = 255;
@@ -70,11 +70,11 @@ bool is_name(std::string_view name) noexcept {
          name.find('/') == std::string_view::npos && name.find('\0') == std::string_view::npos;
 }
 
-bool is_mark_name(std::string_view xattr) noexcept { return xattr == kTrusted || xattr == kUser; }
+bool is_mark_name(std::string_view xattr) noexcept { return xattr == kSecurity || xattr == kUser; }
 
 const char* mark_name() noexcept {
   static const bool root = ::geteuid() == 0;
-  return root ? kTrusted : kUser;
+  return root ? kSecurity : kUser;
 }
 
 std::string mark_text(const Mark& mark) {
@@ -103,8 +103,6 @@ Mark parse_mark(std::string_view text) {
 }
 
 Result<std::optional<Mark>> read_mark(int fd) {
-  // To anybody else trusted.* looks as if it were not there.
-  posix::become_daemon();
   std::array<char, kMostText> text;
   const ssize_t size =
       ::getxattr(posix::FdName{fd}.absolute(), mark_name(), text.data(), text.size());

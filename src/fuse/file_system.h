@@ -8,12 +8,13 @@
 
 #include "base/caller.h"
 #include "control/tree.h"
+#include "fuse/change_edge.h"
 #include "fuse/file_view.h"
+#include "fuse/filelocks.h"
 #include "fuse/handle_table.h"
 #include "fuse/listing_habit.h"
 #include "fuse/lock_edge.h"
 #include "fuse/mount.h"
-#include "fuse/no_filelocks.h"
 #include "fuse/open_file.h"
 #include "fuse/recent_listings.h"
 #include "fuse/reply.h"
@@ -25,12 +26,16 @@ namespace latchfs::fuse {
 
 struct FileSystem : transport::Channel {
   FileSystem(MountConfig c, transport::Wanted wanted, std::unique_ptr<posix::InodeTable> table,
-             LockService& lock_service, ParkingLot& lot);
+             LockService& lock_service, ChangeGate& gate, ParkingLot& lot);
 
   // The control tree's directory, or a real entry of that name, which it hides.
   [[nodiscard]] bool is_control_name(std::uint64_t parent, std::string_view name) const {
     return parent == posix::NodeIds::kRoot && name == config.control_name;
   }
+
+  // The names of filelocks' side files are made by admins only. (Those that are there are protected
+  // as the locked files are.)
+  [[nodiscard]] bool may_make(std::string_view name, const Caller& caller) const;
 
   // Whether files open to be read only may be passed through. Any thread; may call become_daemon().
   [[nodiscard]] bool passes_through();
@@ -60,9 +65,10 @@ struct FileSystem : transport::Channel {
   RecentListings listings;
   ListingHabit habit;
   MountFileView view;
-  NoFilelocks filelocks;
+  MountFilelocks filelocks;
   control::Tree tree;
   LockEdge locks;
+  ChangeEdge changes;
 };
 
 [[nodiscard]] inline FileSystem& file_system(fuse_req_t req) {

@@ -77,7 +77,8 @@ Result<UniqueFd> MountFileView::open_directory(std::uint64_t node, const Caller&
   return UniqueFd{static_cast<int>(*opened)};
 }
 
-Result<UniqueFd> MountFileView::walk(std::string_view path, const Caller& caller) {
+Result<UniqueFd> MountFileView::walk(std::string_view path, const Caller& caller,
+                                     std::string* last) {
   if (path.empty() || path.front() != '/') return errno_code(EINVAL);
   UniqueFd at;
   bool first = true;
@@ -93,6 +94,10 @@ Result<UniqueFd> MountFileView::walk(std::string_view path, const Caller& caller
     if (name == "..") return errno_code(EINVAL);
     if (first && name == control_name_) return errno_code(ENOENT);
     first = false;
+    if (last != nullptr && path.find_first_not_of('/') == std::string_view::npos) {
+      *last = name;
+      break;
+    }
     auto next = step_as(caller, at ? at.get() : inodes_.root()->fd.get(), name.c_str());
     // The kernel says ENOTDIR for a component below a symlink, too.
     if (!next && at && next.error() == errno_code(ENOTDIR)) {
@@ -106,7 +111,7 @@ Result<UniqueFd> MountFileView::walk(std::string_view path, const Caller& caller
     at = UniqueFd{::fcntl(inodes_.root()->fd.get(), F_DUPFD_CLOEXEC, 0)};
     if (!at) return last_errno();
   }
-  if (must_be_directory) {
+  if (must_be_directory || last != nullptr) {
     const auto st = posix::stat_of(at.get());
     if (!st) return st.error();
     if (!S_ISDIR(st->st_mode)) return errno_code(ENOTDIR);
@@ -124,6 +129,19 @@ Result<control::FileEntry> MountFileView::resolve(std::string_view path, const C
   control::FileEntry entry{0, posix::file_id(*st), *st};
   inodes_.show(entry.attr);
   return entry;
+}
+
+Result<MountFileView::Place> MountFileView::place_of(std::string_view path, const Caller& caller) {
+  if (!can_act_as(caller) && !is_admin(caller)) return errno_code(EACCES);
+  Place place;
+  auto directory = walk(path, caller, &place.name);
+  if (!directory) return directory.error();
+  if (place.name.empty() || path.back() == '/') return errno_code(EISDIR);
+  auto file = step_as(caller, directory->get(), place.name.c_str());
+  if (!file && file.error() != errno_code(ENOENT)) return file.error();
+  place.directory = std::move(*directory);
+  if (file) place.file = std::move(*file);
+  return place;
 }
 
 pid_t MountFileView::daemon_of(std::uint64_t mount) {

@@ -30,6 +30,15 @@ class MountFileView final : public control::FileView {
   bool may_read(std::string_view path, FileId id, const Caller& caller) override;
   bool is_admin(const Caller& caller) override;
 
+  // A name in a directory, and what has it: both O_PATH; no file if nothing has the name.
+  struct Place {
+    UniqueFd directory;
+    std::string name;
+    UniqueFd file;
+  };
+  // As resolve(), but that the last name may be missing. EISDIR: the root.
+  Result<Place> place_of(std::string_view path, const Caller& caller);
+
   // To read its names; as the caller.
   Result<UniqueFd> open_directory(std::uint64_t node, const Caller& caller);
 
@@ -37,8 +46,9 @@ class MountFileView final : public control::FileView {
   // Can the kernel be asked what this caller may, by acting as him? A daemon that is an ordinary
   // user's acts as its user always.
   [[nodiscard]] bool can_act_as(const Caller& caller) const { return root_ || caller.uid == own_; }
-  // An O_PATH descriptor of what the path names, walked as the caller.
-  Result<UniqueFd> walk(std::string_view path, const Caller& caller);
+  // An O_PATH descriptor of what the path names, walked as the caller. With `last` only of the
+  // directory above it, and the name there ("" for the root).
+  Result<UniqueFd> walk(std::string_view path, const Caller& caller, std::string* last = nullptr);
   Result<UniqueFd> step_as(const Caller& caller, int dir, const char* name);
   // The process of a mount that shares the table; 0 if it is gone.
   pid_t daemon_of(std::uint64_t mount);

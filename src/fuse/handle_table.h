@@ -60,6 +60,18 @@ class HandleTable {
     return std::exchange(slot->what, nullptr);
   }
 
+  // All there are; each was there at some moment of the call.
+  [[nodiscard]] std::vector<std::shared_ptr<T>> all() {
+    std::vector<std::shared_ptr<T>> found;
+    for (Shard& shard : shards_) {
+      const MutexLock hold{shard.mu};
+      for (const Slot& slot : shard.slots) {
+        if (slot.what) found.push_back(slot.what);
+      }
+    }
+    return found;
+  }
+
   [[nodiscard]] std::size_t size() {
     std::size_t sum = 0;
     for (Shard& shard : shards_) {

@@ -170,8 +170,8 @@ transport::Wanted wanted_of_kernel(const MountConfig& config) {
 
 struct FuseMount::Impl {
   Impl(MountConfig config, transport::Wanted wanted, std::unique_ptr<posix::InodeTable> inodes,
-       LockService& locks, ParkingLot& lot)
-      : fs{std::move(config), wanted, std::move(inodes), locks, lot} {}
+       LockService& locks, ChangeGate& gate, ParkingLot& lot)
+      : fs{std::move(config), wanted, std::move(inodes), locks, gate, lot} {}
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
   ~Impl() { end(); }
@@ -180,6 +180,7 @@ struct FuseMount::Impl {
   bool end() noexcept {
     if (session == nullptr) return true;
     fs.quiesce();
+    fs.filelocks.stop();
     fs.locks.shutdown();
     fs.backing.close_all();
     fs.detach();
@@ -228,7 +229,8 @@ FuseMount::FuseMount(std::unique_ptr<Impl> impl) : impl_{std::move(impl)} {}
 FuseMount::~FuseMount() = default;
 
 Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockService& locks,
-                                                     ParkingLot& lot, std::string& why) {
+                                                     ChangeGate& gate, ParkingLot& lot,
+                                                     std::string& why) {
   const auto fail = [&why](const std::string& text, std::error_code error) {
     why = text;
     return error;
@@ -248,7 +250,8 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
     return fail("cannot use " + config.source_path + ": " + inodes.error().message(),
                 inodes.error());
   }
-  auto impl = std::make_unique<Impl>(std::move(config), wanted, std::move(*inodes), locks, lot);
+  auto impl =
+      std::make_unique<Impl>(std::move(config), wanted, std::move(*inodes), locks, gate, lot);
   Args args;
   args.add("latchfs");
   args.add("-o");
@@ -265,6 +268,7 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
     // Attributes only (offset -1); of the pages see op_attr.cpp. ENOENT: nothing cached.
     ::fuse_lowlevel_notify_inval_inode(session, node, -1, 0);
   };
+  impl->fs.filelocks.refresh_by(impl->fs.forget_attributes);
   impl->fs.locks.refresh_by([&fs = impl->fs](std::uint64_t node) {
     if (fs.page_cached()) fs.forget_attributes(node);
   });
@@ -296,6 +300,8 @@ int FuseMount::run() {
   Impl& impl = *impl_;
   install_wake_handler();
   ::signal(SIGPIPE, SIG_IGN);  // a control client or the log's pipe may go away
+  ::signal(SIGIO, SIG_IGN);    // posix::has_no_writer()
+  impl.fs.filelocks.start();
   {
     const MutexLock hold{impl.stop_mu_};
     impl.loop_thread = ::pthread_self();

@@ -12,6 +12,7 @@
 
 #include "base/unique_fd.h"
 #include "fuse/reply.h"
+#include "latchfs/change_gate.h"
 #include "latchfs/lock_service.h"
 #include "latchfs/result.h"
 #include "transport/channel.h"
@@ -53,6 +54,9 @@ struct MountConfig {
   std::string node_name;
   std::string node_address;
   std::string snapshots;
+  // Where the daemons of one table keep what survives them while a filelock is put on or taken off;
+  // "": filelocks are refused.
+  std::string state_directory;
   std::string version;
 
   // In tests, and where file handles cannot be used: descriptors and names only.
@@ -68,11 +72,12 @@ class ParkingLot;
 class FuseMount {
  public:
   // Mounts. On failure `why` is one line for the person who asked.
-  // Forks before this are fine, none may follow. lot is the sink that locks tells; both must
-  // outlive the mount.
+  // Forks before this are fine, none may follow. lot is the sink that locks tells; all three
+  // must outlive the mount.
   [[nodiscard]] static Result<std::unique_ptr<FuseMount>> create(MountConfig config,
                                                                  LockService& locks,
-                                                                 ParkingLot& lot, std::string& why);
+                                                                 ChangeGate& gate, ParkingLot& lot,
+                                                                 std::string& why);
   ~FuseMount();
   FuseMount(const FuseMount&) = delete;
   FuseMount& operator=(const FuseMount&) = delete;

@@ -139,8 +139,15 @@ void op_setattr(fuse_req_t req, fuse_ino_t node, struct stat* attr, int to_set,
     auto target = find_target(fs, node, info);
     if (!target) return target.error();
     const posix::AttrChange change = decode(*attr, to_set);
-    if (!change.size) return apply(fs, reply, *target, change, caller);
-
+    if (!change.size) {
+      const auto leave = fs.changes.admit(target->fd(), target->id(), caller, EPERM);
+      if (!leave) return leave.error();
+      return apply(fs, reply, *target, change, caller);
+    }
+    const auto leave = target->open
+                           ? fs.changes.admit(*target->open, ByteRange{}, caller)
+                           : fs.changes.admit(target->fd(), target->id(), ByteRange{}, caller);
+    if (!leave) return leave.error();
     const auto io = truncation(*target, *change.size, caller);
     if (!io) return io.error();
     const auto pass = fs.locks.admit_write(*io);

@@ -77,9 +77,26 @@ Result<void> do_read(Reply& reply, const OpenFile& file, std::size_t size, off_t
   return {};
 }
 
-// The pass ends before the answer: who hears that a write is done may count on its lock being free.
-Result<std::size_t> do_write(FileSystem& fs, const IoRequest& io, std::string_view data,
+// Pages that were stored to through a shared mapping: by whom, nobody can tell. So everybody who
+// could have must be allowed to.
+Result<ChangePass> admit_pages(FileSystem& fs, const IoRequest& io) {
+  if (fs.changes.is_locked(*io.open)) {
+    for (const OpenFilePtr& file : fs.files.all()) {
+      if (file->node != io.open->node || !file->writable() || !file->readable()) continue;
+      if (const auto pass = fs.changes.admit(*file, io.range, file->opener); !pass) {
+        return pass.error();
+      }
+    }
+  }
+  return fs.changes.admit(*io.open, io.range, io.open->opener);
+}
+
+// The passes end before the answer: who hears that a write is done may count on its lock being
+// free.
+Result<std::size_t> do_write(FileSystem& fs, const IoRequest& io, bool pages, std::string_view data,
                              off_t offset, int flags) {
+  const auto change = pages ? admit_pages(fs, io) : fs.changes.admit(*io.open, io.range, io.caller);
+  if (!change) return change.error();
   const auto pass = fs.locks.admit_write(io);
   if (!pass) return pass.error();
   return posix::write_at(io.open->fd.get(), data.data(), data.size(), offset, flags, io.caller);
@@ -87,6 +104,8 @@ Result<std::size_t> do_write(FileSystem& fs, const IoRequest& io, std::string_vi
 
 Result<void> do_allocate(FileSystem& fs, const IoRequest& io, int mode, off_t offset,
                          off_t length) {
+  const auto change = fs.changes.admit(*io.open, io.range, io.caller);
+  if (!change) return change.error();
   const auto pass = fs.locks.admit_write(io);
   if (!pass) return pass.error();
   return posix::allocate(io.open->fd.get(), mode, offset, length, io.caller);
@@ -142,7 +161,7 @@ void op_write(fuse_req_t req, fuse_ino_t node, const char* data, size_t size, of
     if (fs.config.mandatory && (info->flags & O_APPEND) != 0) {
       if (auto r = widen_to_end(*io); !r) return r;
     }
-    const auto written = do_write(fs, *io, {data, size}, offset, info->flags);
+    const auto written = do_write(fs, *io, info->writepage != 0, {data, size}, offset, info->flags);
     if (!written) return written.error();
     reply.written(*written);
     return {};
@@ -198,6 +217,14 @@ void op_copy_file_range(fuse_req_t req, fuse_ino_t from, off_t from_offset,
     // Opened to append, and by F_SETFL, which does not get here, not any more: the daemon's
     // descriptor still is. Writing knows how (posix/file_io.h), so let the kernel write.
     if (((*target)->flags & O_APPEND) != 0) return errno_code(EOPNOTSUPP);
+    if (size == 0) {
+      reply.written(0);
+      return {};
+    }
+    const auto io = io_request(IoKind::kWrite, *target, to_offset, size, *to_info, caller_of(req));
+    if (!io) return io.error();
+    const auto change = fs.changes.admit(**target, io->range, io->caller);
+    if (!change) return change.error();
     const auto copied =
         posix::copy_range((*source)->fd.get(), from_offset, (*target)->fd.get(), to_offset, size,
                           static_cast<unsigned>(flags), caller_of(req));

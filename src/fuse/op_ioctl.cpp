@@ -57,6 +57,12 @@ void op_ioctl(fuse_req_t req, fuse_ino_t node, unsigned command, void* argument,
     if (!file && !dir) return errno_code(EBADF);
     const int fd = file ? file->fd.get() : dir->fd();
 
+    ChangePass change;
+    if (shape.in != 0 && file) {
+      auto leave = fs.changes.admit(fd, file->id, caller_of(req), EPERM);
+      if (!leave) return leave.error();
+      change = std::move(*leave);
+    }
     alignas(long) std::array<char, sizeof(struct fsxattr)> buffer{};
     if (shape.in != 0) std::memcpy(buffer.data(), in, shape.in);
     const auto result = posix::as_caller(caller_of(req), posix::Groups::kOnDemand, [&]() -> long {

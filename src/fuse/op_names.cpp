@@ -4,6 +4,7 @@
 
 #include "fuse/file_system.h"
 #include "fuse/ops.h"
+#include "posix/credentials.h"
 #include "posix/names.h"
 #include "posix/sys.h"
 
@@ -24,6 +25,7 @@ void answer_new(fuse_req_t req, fuse_ino_t parent, const char* name, Make&& make
     const auto dir = find_dir(fs, parent);
     if (!dir) return dir.error();
     if (fs.is_control_name(parent, name)) return errno_code(EEXIST);
+    if (!fs.may_make(name, caller_of(req))) return errno_code(EACCES);
     if (Result<void> made = make((*dir)->fd.get(), caller_of(req)); !made) return made;
     const auto found = fs.inodes->lookup(parent, name);
     if (!found) return found.error();
@@ -32,9 +34,27 @@ void answer_new(fuse_req_t req, fuse_ino_t parent, const char* name, Make&& make
   });
 }
 
-// What has a name now, held so that it can be said afterwards whether the name was its last.
-UniqueFd hold(int dir, const char* name) {
-  return UniqueFd{::openat(dir, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)};
+// What has a name now, held so that it can be asked whether it may lose it, and said afterwards
+// whether it was its last. Nothing if nothing has it.
+Result<UniqueFd> hold(int dir, const char* name) {
+  constexpr int kFlags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
+  auto held = posix::opened(::openat(dir, name, kFlags));
+  if (!held && held.error() == errno_code(EACCES)) {
+    posix::become_daemon();  // this thread was somebody else for the request before
+    held = posix::opened(::openat(dir, name, kFlags));
+  }
+  if (!held && held.error() == errno_code(ENOENT)) return UniqueFd{};
+  return held;
+}
+
+// Leave to give or take a file's names.
+Result<ChangePass> admit_names(FileSystem& fs, const UniqueFd& held, const Caller& caller) {
+  if (!held) return ChangePass{};
+  const auto st = posix::stat_of(held.get());
+  if (!st) return st.error();
+  // Filelocks are on regular files.
+  if (!S_ISREG(st->st_mode)) return ChangePass{};
+  return fs.changes.admit(held.get(), posix::file_id(*st), caller, EACCES);
 }
 
 void note_if_removed(FileSystem& fs, UniqueFd held) {
@@ -76,8 +96,11 @@ void op_symlink(fuse_req_t req, const char* target, fuse_ino_t parent, const cha
 void op_link(fuse_req_t req, fuse_ino_t node, fuse_ino_t parent, const char* name) noexcept {
   answer_new(req, parent, name, [&](int dir, const Caller& caller) -> Result<void> {
     if (control::is_control(node)) return errno_code(EPERM);
-    const auto file = file_system(req).inodes->pin(node);
+    FileSystem& fs = file_system(req);
+    const auto file = fs.inodes->pin(node);
     if (!file) return file.error();
+    const auto leave = fs.changes.admit((*file)->fd.get(), (*file)->id, caller, EACCES);
+    if (!leave) return leave.error();
     return posix::make_link((*file)->fd.get(), dir, name, caller);
   });
 }
@@ -88,9 +111,12 @@ void op_unlink(fuse_req_t req, fuse_ino_t parent, const char* name) noexcept {
     const auto dir = find_dir(fs, parent);
     if (!dir) return dir.error();
     if (fs.is_control_name(parent, name)) return errno_code(EPERM);
-    UniqueFd victim = hold((*dir)->fd.get(), name);
+    auto victim = hold((*dir)->fd.get(), name);
+    if (!victim) return victim.error();
+    const auto leave = admit_names(fs, *victim, caller_of(req));
+    if (!leave) return leave.error();
     if (auto r = posix::remove_file((*dir)->fd.get(), name, caller_of(req)); !r) return r;
-    note_if_removed(fs, std::move(victim));
+    note_if_removed(fs, std::move(*victim));
     reply.done();
     return {};
   });
@@ -102,9 +128,9 @@ void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char* name) noexcept {
     const auto dir = find_dir(fs, parent);
     if (!dir) return dir.error();
     if (fs.is_control_name(parent, name)) return errno_code(EBUSY);
-    UniqueFd victim = hold((*dir)->fd.get(), name);
+    auto victim = hold((*dir)->fd.get(), name);
     if (auto r = posix::remove_directory((*dir)->fd.get(), name, caller_of(req)); !r) return r;
-    note_if_removed(fs, std::move(victim));
+    if (victim) note_if_removed(fs, std::move(*victim));
     reply.done();
     return {};
   });
@@ -123,18 +149,27 @@ void op_rename(fuse_req_t req, fuse_ino_t parent, const char* name, fuse_ino_t n
     }
     const int from_fd = (*from)->fd.get();
     const int to_fd = (*to)->fd.get();
-    const UniqueFd moved = fs.inodes->has_handles(static_cast<dev_t>((*from)->id.dev))
-                               ? UniqueFd{}
-                               : hold(from_fd, name);
-    UniqueFd target = (flags & RENAME_NOREPLACE) != 0 ? UniqueFd{} : hold(to_fd, new_name);
-    if (auto r = posix::rename_entry(from_fd, name, to_fd, new_name, flags, caller_of(req)); !r) {
+    const Caller caller = caller_of(req);
+    const bool makes_side_name = !fs.may_make(new_name, caller) ||
+                                 ((flags & RENAME_EXCHANGE) != 0 && !fs.may_make(name, caller));
+    if (makes_side_name) return errno_code(EACCES);
+    const auto moved = hold(from_fd, name);
+    if (!moved) return moved.error();
+    auto target =
+        (flags & RENAME_NOREPLACE) != 0 ? Result<UniqueFd>{UniqueFd{}} : hold(to_fd, new_name);
+    if (!target) return target.error();
+    const auto leave = admit_names(fs, *moved, caller);
+    if (!leave) return leave.error();
+    const auto leave_target = admit_names(fs, *target, caller);
+    if (!leave_target) return leave_target.error();
+    if (auto r = posix::rename_entry(from_fd, name, to_fd, new_name, flags, caller); !r) {
       return r;
     }
-    note_renamed(fs, moved, new_parent, new_name);
+    note_renamed(fs, *moved, new_parent, new_name);
     if ((flags & RENAME_EXCHANGE) != 0) {
-      note_renamed(fs, target, parent, name);
+      note_renamed(fs, *target, parent, name);
     } else {
-      note_if_removed(fs, std::move(target));
+      note_if_removed(fs, std::move(*target));
     }
     reply.done();
     return {};

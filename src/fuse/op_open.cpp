@@ -76,6 +76,13 @@ void op_open(fuse_req_t req, fuse_ino_t node, fuse_file_info* info) noexcept {
     // The kernel opens nothing else here; a device or FIFO must not be opened by the daemon.
     if ((*pin)->type != S_IFREG) return errno_code((*pin)->type == S_IFDIR ? EISDIR : ENXIO);
     const Caller caller = caller_of(req);
+    // In flight until it is in the table of open files: whoever locks the file then finds it there.
+    ChangePass change;
+    if ((info->flags & O_ACCMODE) != O_RDONLY) {
+      auto pass = fs.changes.admit((*pin)->fd.get(), (*pin)->id, caller, EACCES);
+      if (!pass) return pass.error();
+      change = std::move(*pass);
+    }
     auto fd = posix::open_file((*pin)->fd.get(), info->flags, caller);
     if (!fd) return fd.error();
     const auto st = posix::stat_of(fd->get());
@@ -96,14 +103,24 @@ void op_create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode,
     const auto dir = fs.inodes->pin(parent);
     if (!dir) return dir.error();
     const Caller caller = caller_of(req);
+    if (!fs.may_make(name, caller)) return errno_code(EACCES);
     auto made = posix::create_file((*dir)->fd.get(), name, info->flags, mode, caller);
     if (!made) return made.error();
-    if (made->fresh || (info->flags & O_TRUNC) == 0) {
+    if (made->fresh) {
       return finish_create(fs, reply, std::move(made->fd), parent, name, caller, info->flags);
     }
 
     const auto st = posix::stat_of(made->fd.get());
     if (!st) return st.error();
+    ChangePass change;
+    if ((info->flags & O_ACCMODE) != O_RDONLY) {
+      auto leave = fs.changes.admit(made->fd.get(), posix::file_id(*st), ByteRange{}, caller);
+      if (!leave) return leave.error();
+      change = std::move(*leave);
+    }
+    if ((info->flags & O_TRUNC) == 0) {
+      return finish_create(fs, reply, std::move(made->fd), parent, name, caller, info->flags);
+    }
     IoRequest io;
     io.kind = IoKind::kTruncate;
     io.file = posix::file_id(*st);

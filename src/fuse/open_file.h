@@ -34,6 +34,7 @@ struct OpenFile {
   BackingFiles::Use backing;
   posix::PinPtr pin;  // only where files are not found by handle: what keeps node usable
   LockData locks;
+  std::atomic<std::uint64_t> filelock{0};  // ChangeEdge's: what it knew last
 
   [[nodiscard]] bool writable() const noexcept { return (flags & O_ACCMODE) != O_RDONLY; }
   [[nodiscard]] bool readable() const noexcept { return (flags & O_ACCMODE) != O_WRONLY; }

@@ -110,17 +110,24 @@ const fuse_lowlevel_ops& operations() {
 
 FileSystem::FileSystem(MountConfig c, transport::Wanted wanted,
                        std::unique_ptr<posix::InodeTable> table, LockService& lock_service,
-                       ParkingLot& lot)
+                       ChangeGate& gate, ParkingLot& lot)
     : Channel{wanted},
       config{std::move(c)},
       service{lock_service},
       inodes{std::move(table)},
       view{*inodes, service, config.control_name, config.admin_gid},
+      filelocks{gate, *inodes, view, {config.state_directory, config.control_name}},
       tree{service, view, filelocks,
            control::Options{config.mountpoint, config.control_name, config.node_name,
                             config.node_address, config.snapshots, config.version, config.mandatory,
                             [this] { return serving(); }}},
-      locks{service, lot, config.mandatory} {}
+      locks{service, lot, config.mandatory},
+      changes{gate, [this](const Caller& caller) { return view.is_admin(caller); },
+              !config.mandatory} {}
+
+bool FileSystem::may_make(std::string_view name, const Caller& caller) const {
+  return !filelock::is_side_name(name) || changes.is_admin(caller);
+}
 
 bool FileSystem::passes_through() {
   if (!settled()) posix::become_daemon();

@@ -20,19 +20,6 @@
 namespace latchfs::posix {
 namespace {
 
-// proc(5), mountinfo: "ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAGS] - TYPE SOURCE OPTIONS".
-bool is_latchfs(dev_t dev) {
-  const std::string device = fmt::format(" {}:{} ", major(dev), minor(dev));
-  std::ifstream mounts{"/proc/self/mountinfo"};
-  for (std::string line; std::getline(mounts, line);) {
-    const auto dash = line.find(" - ");
-    if (dash != std::string::npos && line.find(device) < dash) {
-      return line.compare(dash + 3, 13, "fuse.latchfs ") == 0;
-    }
-  }
-  return false;
-}
-
 // What the directory itself says of a name that is mounted over; 0 if it has none such.
 std::uint64_t listed_ino(int dir, const char* name) {
   UniqueFd fd{
@@ -48,6 +35,18 @@ std::uint64_t listed_ino(int dir, const char* name) {
 }
 
 }  // namespace
+
+// proc(5), mountinfo: "ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAGS] - TYPE SOURCE OPTIONS".
+std::string mounted_type(dev_t dev, pid_t pid) {
+  const std::string device = fmt::format(" {}:{} ", major(dev), minor(dev));
+  std::ifstream mounts{fmt::format("/proc/{}/mountinfo", pid)};
+  for (std::string line; std::getline(mounts, line);) {
+    const auto dash = line.find(" - ");
+    if (dash == std::string::npos || line.find(device) > dash) continue;
+    return line.substr(dash + 3, line.find(' ', dash + 3) - dash - 3);
+  }
+  return "";
+}
 
 Result<dev_t> device_of(int fd) {
   struct statx sx {};
@@ -78,7 +77,8 @@ Result<UniqueFd> MountPoints::enter(int dir, const char* name) const {
   if (!dev) return dev.error();
   if (own_ && *dev == *own_) return open_covered(dir, name);
   const unsigned known = devices_.find(*dev);
-  if ((known == Devices::kMost || !devices_.is_held(known)) && is_latchfs(*dev)) {
+  if ((known == Devices::kMost || !devices_.is_held(known)) &&
+      mounted_type(*dev, ::getpid()) == kLatchfsType) {
     return open_covered(dir, name);
   }
   return fd;

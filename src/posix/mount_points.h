@@ -9,6 +9,8 @@
 #include <sys/types.h>
 
 #include <optional>
+#include <string>
+#include <string_view>
 
 #include "base/unique_fd.h"
 #include "latchfs/result.h"
@@ -36,6 +38,11 @@ class MountPoints {
   std::optional<dev_t> own_;
   UniqueFd covered_;
 };
+
+inline constexpr std::string_view kLatchfsType = "fuse.latchfs";
+// What type of file system a device is mounted as in the process's mount namespace, without asking
+// the file system; "" if it is not.
+[[nodiscard]] std::string mounted_type(dev_t dev, pid_t pid);
 
 // The device of a mounted file system, without asking the file system.
 [[nodiscard]] Result<dev_t> device_of(int fd);

@@ -16,6 +16,7 @@
 //   bool begin_outside(OpRequest)  true: nothing is on the file, the operation is in flight outside
 //   of the table. bool end_outside(op)  true: it was there still; else it is (or was) in the table.
 //   void forget_operations(mount)  of a dead mount, before its table entries.
+//   optional<uint64> list_changes(file, at, room, out)  what is in flight behind place `at`.
 //   bool user_may_take(uid)  the per-user limit; note_user_full(uid) logs that it was met.
 //   GrantSink& sink();
 //
@@ -161,6 +162,7 @@ class TableService : public LockService {
       return table.list(query.file, at, room(query, page.grants.size()), page.grants);
     });
     if (!r) return r.error();
+    if (!page.next) list_changes(query, page);
     return page;
   }
 
@@ -285,10 +287,22 @@ class TableService : public LockService {
     return ec;
   }
 
+  // Behind the last shard come the modifications in flight, which are in no shard.
+  void list_changes(const ListQuery& query, GrantPage& page) {
+    ListCursor at{backend_.shard_count()};
+    if (query.after.shard == at.shard) at.tie = query.after.tie;
+    const auto next =
+        backend_.list_changes(query.file, at.tie, room(query, page.grants.size()), page.grants);
+    if (!next) return;
+    at.at_start = false;
+    at.tie = *next;
+    page.next = at;
+  }
+
   template <class Fn>
   Result<void> walk(const ListQuery& query, std::optional<ListCursor>& next, Fn&& fn) {
     ListCursor at = query.after;
-    if (query.file) at.shard = shard(*query.file);
+    if (query.file && at.shard < backend_.shard_count()) at.shard = shard(*query.file);
     for (; at.shard < backend_.shard_count(); at = ListCursor{at.shard + 1}) {
       bool more = false;
       lock::Effects fx;

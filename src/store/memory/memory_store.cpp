@@ -43,6 +43,10 @@ class MemoryBackend {
   static bool begin_outside(const LockService::OpRequest&) { return false; }
   static bool end_outside(OwnerId) { return false; }
   static void forget_operations(std::uint64_t) {}
+  static std::optional<std::uint64_t> list_changes(std::optional<FileId>, std::uint64_t,
+                                                   std::uint32_t, std::vector<Grant>&) {
+    return std::nullopt;
+  }
 
   template <class Fn>
   std::error_code locked(std::uint32_t i, lock::Effects& fx, Fn&& fn) {

@@ -6,6 +6,7 @@
 //
 //   0              Header: identity, who has which memory, mounts, users
 //   kOpsAt         operations in flight outside of the table: changed without mutex or log
+//   kChangesAt     modifications in flight, transitions of filelocks: likewise
 //   kShardsAt      kShardCount shards: mutex, undo log, slabs, roots, filter of files
 //   kChunksAt      a ChunkRec for each chunk of the region
 //   cells_at()     chunks of 256 cells of 64 bytes, given to shards and back; a Ref is offset / 64
@@ -20,13 +21,14 @@
 
 #include "base/robust_mutex.h"
 #include "lock/records.h"
+#include "store/shm/change_table.h"
 #include "store/shm/file_filter.h"
 #include "store/shm/op_slots.h"
 
 namespace latchfs::shm {
 
 inline constexpr std::uint64_t kMagic = 0x6c61746368667331ULL;  // "latchfs1"
-inline constexpr std::uint32_t kTableFormat = 3;
+inline constexpr std::uint32_t kTableFormat = 4;
 inline constexpr std::uint32_t kShardCount = 64;
 inline constexpr std::uint32_t kMaxMounts = 256;
 inline constexpr std::uint32_t kMaxUsers = 4096;
@@ -136,7 +138,8 @@ inline constexpr std::uint64_t round_up(std::uint64_t n, std::uint64_t to) {
   return (n + to - 1) / to * to;
 }
 inline constexpr std::uint64_t kOpsAt = round_up(sizeof(Header), kPage);
-inline constexpr std::uint64_t kShardsAt = kOpsAt + round_up(sizeof(OpTable), kPage);
+inline constexpr std::uint64_t kChangesAt = kOpsAt + round_up(sizeof(OpTable), kPage);
+inline constexpr std::uint64_t kShardsAt = kChangesAt + round_up(sizeof(ChangeTable), kPage);
 inline constexpr std::uint64_t kShardStride = round_up(sizeof(Shard), kPage);
 inline constexpr std::uint64_t kChunksAt = kShardsAt + kShardCount * kShardStride;
 // Where the cells of a region of this size begin.
@@ -163,7 +166,7 @@ inline constexpr std::uint32_t kLayoutHash = static_cast<std::uint32_t>(
     sizeof(Header) * 31 + sizeof(Shard) * 37 + sizeof(MountSlot) * 41 + sizeof(ChunkRec) * 71 +
     sizeof(lock::TableRoot) * 43 + sizeof(lock::GrantRec) * 47 + sizeof(lock::OwnerRec) * 53 +
     sizeof(lock::FileRec) * 59 + sizeof(lock::WaiterRec) * 61 + kShardCount * 67 +
-    sizeof(OpTable) * 79 + sizeof(FileFilter) * 73);
+    sizeof(OpTable) * 79 + sizeof(FileFilter) * 73 + sizeof(ChangeTable) * 83);
 
 // FNV-1a over the identity fields.
 inline std::uint64_t checksum_of(const Identity& h) {

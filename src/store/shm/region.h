@@ -35,6 +35,9 @@ class Region {
     return *reinterpret_cast<Shard*>(base() + kShardsAt + i * kShardStride);
   }
   [[nodiscard]] OpTable& operations() const { return *reinterpret_cast<OpTable*>(base() + kOpsAt); }
+  [[nodiscard]] ChangeTable& changes() const {
+    return *reinterpret_cast<ChangeTable*>(base() + kChangesAt);
+  }
   [[nodiscard]] std::byte* base() const { return static_cast<std::byte*>(map_.get_address()); }
   [[nodiscard]] std::uint64_t bytes() const { return map_.get_size(); }
 

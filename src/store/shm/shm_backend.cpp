@@ -272,7 +272,7 @@ Result<TableStats> ShmBackend::stats() {
   out.changed_at_ns = h.changed_at.load(std::memory_order_relaxed);
   out.bytes_committed = cells_at(region_->bytes());
   // What begins outside of the table stamps nothing; a listing will take it in.
-  if (region_->operations().any_outside()) {
+  if (region_->operations().any_outside() || region_->changes().any_listed()) {
     out.changed_at_ns = std::max(out.changed_at_ns, realtime_ns());
   }
   for (std::uint32_t i = 0; i < kShardCount; ++i) {

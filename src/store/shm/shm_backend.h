@@ -11,8 +11,10 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/fault_point.h"
@@ -66,7 +68,14 @@ class ShmBackend {
   // TableService's: op_slots.h.
   bool begin_outside(const LockService::OpRequest& op) noexcept;
   bool end_outside(OwnerId op) noexcept;
-  void forget_operations(std::uint64_t mount) noexcept { region_->operations().forget(mount); }
+  void forget_operations(std::uint64_t mount) noexcept {
+    region_->operations().forget(mount);
+    region_->changes().forget(mount);
+  }
+  std::optional<std::uint64_t> list_changes(std::optional<FileId> file, std::uint64_t at,
+                                            std::uint32_t room, std::vector<Grant>& out) const {
+    return region_->changes().list(file, at, room, out);
+  }
 
   // uid 0 may take what there is.
   [[nodiscard]] bool user_may_take(std::uint32_t uid);

@@ -181,6 +181,7 @@ Result<void> ShmStore::join() {
     describe(slot);
     for (std::uint32_t k = 0; k < shm::kShardCount; ++k) losses_seen_[k] = backend_.losses(k);
     backend_.region().operations().join(i);
+    backend_.region().changes().join(i);
     // Before it is counted: whoever dies in between is found, reaped, and not counted.
     slot.id.store(id, std::memory_order_release);
     count_mounts(h);

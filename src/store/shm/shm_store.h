@@ -18,7 +18,7 @@
 
 namespace latchfs {
 
-class ShmStore final : public TableService<shm::ShmBackend> {
+class ShmStore final : public TableService<shm::ShmBackend>, public ChangeGate {
  public:
   struct Options {
     std::string table;                            // [A-Za-z0-9._-]{1,64}
@@ -52,6 +52,36 @@ class ShmStore final : public TableService<shm::ShmBackend> {
   [[nodiscard]] bool nothing_on(FileId file) const noexcept { return backend_.nothing_on(file); }
 
   Result<TableStats> stats() override { return backend_.stats(); }
+
+  // ---- ChangeGate ----
+  ChangeTicket begin_change(const Change& change) noexcept override {
+    return {changes().begin(backend_.slot(), mount_id(), change) + std::uint64_t{1}};
+  }
+  void end_change(ChangeTicket ticket) noexcept override {
+    if (ticket.raw != 0) {
+      changes().end(backend_.slot(), static_cast<std::uint32_t>(ticket.raw - 1));
+    }
+  }
+  [[nodiscard]] std::uint64_t filelock_version(FileId file) const noexcept override {
+    return std::uint64_t{changes().version(file)} + 1;
+  }
+  [[nodiscard]] std::uint64_t filelock_changes() const noexcept override {
+    return changes().ended.load(std::memory_order_acquire);
+  }
+  Result<ChangeTicket> begin_transition(FileId file, std::uint32_t uid) override {
+    const auto place = changes().begin_transition(mount_id(), file, uid);
+    if (!place) return errno_code(ENOBUFS);
+    return ChangeTicket{*place + std::uint64_t{1}};
+  }
+  void end_transition(ChangeTicket ticket) noexcept override {
+    if (ticket.raw != 0) changes().end_transition(static_cast<std::uint32_t>(ticket.raw - 1));
+  }
+  [[nodiscard]] std::optional<std::uint32_t> transition_on(FileId file) const noexcept override {
+    return changes().transition_on(file);
+  }
+  std::vector<Change> wait_for_changes(FileId file, std::int64_t deadline) override {
+    return changes().wait(file, deadline);
+  }
   [[nodiscard]] bool shared() const noexcept override {
     return backend_.region().header().mount_count.load(std::memory_order_acquire) > 1;
   }
@@ -59,6 +89,8 @@ class ShmStore final : public TableService<shm::ShmBackend> {
  private:
   ShmStore(std::unique_ptr<shm::Region> region, shm::Registry registry, const Options& options,
            GrantSink& sink);
+
+  [[nodiscard]] shm::ChangeTable& changes() const { return backend_.region().changes(); }
 
   Result<void> join();
   void start_threads();

@@ -1,0 +1,34 @@
+// Who could store to a file without anybody being asked: shared mappings of it.
+//
+// A mapping made through a mount outlives the descriptor it was made with, and the mount's daemon.
+// With passthrough the daemon hears of neither; what the kernel tells of it is in /proc/PID/maps:
+// the device and inode number of the mount's file, not of the one beneath.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "latchfs/result.h"
+
+namespace latchfs::posix {
+
+// Certainly nobody has the file open for writing, or mapped through a descriptor that is: two
+// system calls instead of a look at every process. fd: open to be read. SIGIO must be ignored
+// (fcntl(2), F_SETLEASE). False too where it cannot be told.
+[[nodiscard]] bool has_no_writer(int fd) noexcept;
+
+struct Mapper {
+  pid_t pid{};
+  uid_t uid{};  // of the process's file system accesses
+  std::string comm;
+};
+
+// Processes other than this one with a shared mapping that is, or could be made, writable, of a
+// file of that number on a mount of this program's type. Reads all of /proc, as the daemon: an
+// ordinary user's sees his own processes, which are the only ones that can reach his mount.
+[[nodiscard]] Result<std::vector<Mapper>> shared_writers(std::uint64_t ino);
+
+}  // namespace latchfs::posix
