@@ -13,6 +13,7 @@
 #include <sys/uio.h>
 #include <sys/xattr.h>
 
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -281,7 +282,9 @@ void Matrix::check(uid_t actor, When when, Via via, bool locked) {
     EXPECT_EQ(got, refused ? call->refused : 0)
         << call->name << " by " << actor << " via " << text_of(via)
         << (when == When::kBefore ? " before" : " after") << ": " << std::strerror(got);
-    if (refused) EXPECT_EQ(state_of(path), before) << call->name << " via " << text_of(via);
+    if (refused) {
+      EXPECT_EQ(state_of(path), before) << call->name << " via " << text_of(via);
+    }
   }
 }
 
@@ -307,11 +310,11 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Combine(::testing::Values(kLocker, kOther, uid_t{0}),
                        ::testing::Values(When::kBefore, When::kAfter),
                        ::testing::Values(Via::kName, Via::kLink, Via::kMount)),
-    [](const auto& info) {
-      const uid_t actor = std::get<0>(info.param);
+    [](const auto& cell) {
+      const uid_t actor = std::get<0>(cell.param);
       std::string name = actor == kLocker ? "Locker" : actor == kOther ? "Other" : "Admin";
-      name += std::get<1>(info.param) == When::kBefore ? "Before" : "After";
-      const Via via = std::get<2>(info.param);
+      name += std::get<1>(cell.param) == When::kBefore ? "Before" : "After";
+      const Via via = std::get<2>(cell.param);
       return name + (via == Via::kName ? "ByName" : via == Via::kLink ? "ByLink" : "BySecondMount");
     });
 
