@@ -224,6 +224,9 @@ TEST_F(ControlFilelock, APathMayComeTwiceAndWithTheMountPoint) {
   world.files.file("/mnt/data/b", 1000);
   EXPECT_EQ(lock("/mnt/data/b\n"), 0);
   EXPECT_EQ(world.filelocks.locked(), (Names{"/b", "/mnt/data/b"})) << "what is there comes first";
+  EXPECT_EQ(unlock("/mnt/data/b\n"), 0);
+  EXPECT_EQ(unlock("/mnt/data/b\n"), ENOENT);
+  EXPECT_EQ(world.filelocks.locked(), Names{"/b"}) << "not another file instead";
 }
 
 TEST_F(ControlFilelock, AnyPieces) {
