@@ -55,8 +55,11 @@ std::optional<FilelockFailure> FilelockRequests::run_one(const FilelockItem& ite
   try {
     auto failure = ask(item.path, item, actor.writer);
     if (failure) {
+      // ENOENT may also say that the file has no filelock: then it is this file that was meant.
       const auto rest = context_.without_mountpoint(item.path, failure->err);
-      if (!rest.empty()) failure = ask(rest, item, actor.writer);
+      if (!rest.empty() && !context_.files().resolve(item.path, actor.writer.caller)) {
+        failure = ask(rest, item, actor.writer);
+      }
     }
     if (failure && failure->err <= 0) failure->err = EIO;
     return failure;

@@ -31,6 +31,9 @@ class Handler : public nlohmann::json_sax<Json> {
     error_ = error.what();
     // "[json.exception.parse_error.101] parse error at line 1, column 2: …"
     if (const auto text = error_.find("] "); text != std::string::npos) error_.erase(0, text + 2);
+    // It quotes what it read last in full: that may be a string of a megabyte.
+    constexpr std::size_t kShown = 400;
+    if (error_.size() > kShown) error_.replace(kShown, std::string::npos, "…");
     return false;
   }
 
