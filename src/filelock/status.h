@@ -21,14 +21,14 @@ struct Place {
 };
 
 enum class Condition : std::uint8_t {
-  kUnlocked,   // apply() may
-  kLocked,     // all three parts are there and agree
-  kOtherName,  // locked under another name of the inode, which there may still be: apply, remove
-               // and revert by this one are refused (EBUSY)
-  kReverting,   // a revert was begun and is not complete: remove() and revert complete it
-  kIncomplete,  // locked; metadata or backup are missing, damaged or not its own: remove() works
-                // and leaves what is not its own, retag() writes the metadata anew, revert needs
-                // the backup
+  kUnlocked,     // apply() may
+  kLocked,       // all three parts are there and agree
+  kOtherName,    // locked under another name of the inode, which there may still be: apply, remove
+                 // and revert by this one are refused (EBUSY)
+  kReverting,    // a revert was begun and is not complete: remove() and revert complete it
+  kIncomplete,   // locked; metadata or backup are missing, damaged or not its own: remove() works
+                 // and leaves what is not its own, retag() writes the metadata anew, revert needs
+                 // the backup
   kDamagedMark,  // locked for all but admins; remove() works, all else is refused (EBUSY)
   kSideFile,  // it is itself the backup or the metadata of a lock: nothing is done to it (EINVAL)
   kOrphan,    // not locked, but files beside it are marked as a lock's: apply() replaces those made
