@@ -26,7 +26,8 @@
 
 namespace latchfs::filelock {
 
-// Where: "default" (of TMPDIR), "tmpfs", "xfs" (shares blocks; an image on a loop device).
+// Where: "default" (of TMPDIR), "tmpfs", images on loop devices: "xfs" (shares blocks), "ext4"
+// (half of it reserved for root).
 class FilelockTest : public testing::Test {
  protected:
   virtual std::string where() const { return "default"; }
@@ -50,6 +51,11 @@ class FilelockTest : public testing::Test {
       ASSERT_TRUE(run("truncate -s 320M " + image + " && mkfs.xfs -q -m reflink=1 " + image));
       if (!run("mount -o loop " + image + " " + path("")))
         GTEST_SKIP() << "no loop mount of xfs here";
+      mounted_ = true;
+    } else if (where() == "ext4") {
+      const std::string image = base_ + "/image";
+      ASSERT_TRUE(run("truncate -s 16M " + image + " && mkfs.ext4 -q -m 50 " + image));
+      if (!run("mount -o loop " + image + " " + path(""))) GTEST_SKIP() << "no loop devices here";
       mounted_ = true;
     }
     ASSERT_EQ(::chmod(path("").c_str(), 0755), 0);

@@ -5,6 +5,7 @@
 #include <csignal>
 #include <thread>
 
+#include "base/fault_point.h"
 #include "filelock_fixture.h"
 #include "posix/credentials.h"
 
@@ -358,6 +359,76 @@ TEST_F(FilelockFull, NoRoomForTheOldContentChangesNothing) {
   EXPECT_DONE(revert("f"));
   EXPECT_EQ(seen("f"), before);
   EXPECT_EQ(names(), kAlone);
+}
+
+class FilelockReserve : public FilelockTest {
+ protected:
+  std::string where() const override { return "ext4"; }
+};
+
+TEST_F(FilelockReserve, RootsReserveIsNotForAnothersBackup) {
+  write_file("f", std::string(5 << 20, 'x'));
+  ASSERT_EQ(::chown(path("f").c_str(), 1000, 1000), 0);
+  const Caller user{1000, 1000, 0, 022};
+  EXPECT_REFUSED(apply("f", info(), user), ENOSPC);
+  EXPECT_FALSE(mark("f"));
+  EXPECT_EQ(names(), (std::set<std::string>{"f", "lost+found"}));
+  EXPECT_DONE(apply("f", info(), me()));
+}
+
+// A daemon that is not root keeps its marks in user.*, and may not open by handle. Who is root is
+// asked once in a process, so the test runs itself again, as a user, in LATCHFS_TEST_DIR.
+class FilelockUser : public FilelockTest {
+ protected:
+  static constexpr const char* kDir = "LATCHFS_TEST_DIR";
+  void SetUp() override {
+    if (std::getenv(kDir) == nullptr) FilelockTest::SetUp();
+  }
+  static void as_user(const std::string& at);
+};
+
+TEST_F(FilelockUser, AppliesRevertsAndRecovers) {
+  if (const char* at = std::getenv(kDir)) return as_user(at);
+  ASSERT_TRUE(run("chmod 0755 " + path("..")));
+  ASSERT_EQ(::chown(path("").c_str(), 1000, 1000), 0);
+  write_file("f", "old", 0640);
+  ASSERT_EQ(::chown(path("f").c_str(), 1000, 1000), 0);
+  std::filesystem::copy_file("/proc/self/exe", path("../program"));
+  ASSERT_TRUE(run("chmod 0755 " + path("../program")));
+  const std::string command = fmt::format(
+      "setpriv --reuid 1000 --regid 1000 --clear-groups env -u GTEST_OUTPUT {}={} {} "
+      "--gtest_filter='FilelockUser.*' >&2",
+      kDir, path(""), path("../program"));
+  EXPECT_EQ(std::system(command.c_str()), 0);
+}
+
+void FilelockUser::as_user(const std::string& at) {
+  const auto desk = Desk::open(at + "state");
+  ASSERT_TRUE(desk) << desk.failure().words;
+  const UniqueFd dir{::open(at.c_str(), O_PATH | O_DIRECTORY)};
+  const UniqueFd file{::open((at + "f").c_str(), O_PATH)};
+  const Place place{dir.get(), "f", file.get()};
+  const Caller self{1000, 1000, ::getpid(), 022};
+  const auto begun = [&] { return desk->begin(place, monotonic_ns()); };
+  const auto mark = begun()->apply({"u", 1000, "/f", "{}"}, self);
+  ASSERT_TRUE(mark) << mark.failure().words;
+  EXPECT_GT(::getxattr((at + "f").c_str(), "user.latchfs.filelock", nullptr, 0), 0);
+  EXPECT_EQ(begun()->status()->condition, Condition::kLocked);
+  ASSERT_EQ(::truncate((at + "f").c_str(), 1), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    arm_faults("filelock.revert.content=kill@1");
+    (void)begun()->revert_and_remove(self);
+    ::_exit(0);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  EXPECT_TRUE(WIFSIGNALED(status));
+  EXPECT_EQ(desk->recover(dir.get()).left, 1u);
+  const auto session = begun();
+  ASSERT_TRUE(session) << session.failure().words;
+  EXPECT_EQ(session->status()->condition, Condition::kUnlocked);
+  EXPECT_EQ(std::filesystem::file_size(at + "f"), 3u);
 }
 
 }  // namespace

@@ -116,10 +116,22 @@ TEST_P(FilelockGroundTest, ADefaultAclOfTheDirectoryIsNotForSideFiles) {
   write_file("f", "x", 0640);
   set_attribute(".", "system.posix_acl_default", acl());
   EXPECT_DONE(apply("f"));
-  for (const char* side : {".f.asp-bak", ".f.asp-lck"}) {
-    EXPECT_EQ(seen(side).find("acl"), std::string::npos) << side;
-  }
+  EXPECT_EQ(seen(".f.asp-bak").find("acl"), std::string::npos);
+  EXPECT_EQ(seen(".f.asp-lck").find("acl"), std::string::npos);
   EXPECT_EQ(content(".f.asp-bak"), "x");
+}
+
+TEST_P(FilelockGroundTest, TheOwnerReadsTheMetadataOfHisPrivateFile) {
+  write_file("f", "x", 0600);
+  ASSERT_EQ(::chown(path("f").c_str(), 1000, 1000), 0);
+  EXPECT_DONE(apply("f"));
+  const auto may_read = [&](uid_t uid) {
+    const std::string who = fmt::format("setpriv --reuid {} --regid {} --clear-groups ", uid, uid);
+    return run("chmod 0755 " + path("..") + "; " + who + "cat " + path(".f.asp-lck"));
+  };
+  EXPECT_TRUE(may_read(1000));
+  EXPECT_FALSE(may_read(1001));
+  EXPECT_EQ(status("f").condition, Condition::kLocked);
 }
 
 TEST_P(FilelockGroundTest, TheLongestNameThatHasRoom) {
@@ -130,6 +142,8 @@ TEST_P(FilelockGroundTest, TheLongestNameThatHasRoom) {
   EXPECT_DONE(apply(most));
   EXPECT_DONE(remove(most));
   EXPECT_REFUSED(apply(more), ENAMETOOLONG);
+  EXPECT_REFUSED(remove(more), ENOENT);
+  EXPECT_EQ(status(more).condition, Condition::kUnlocked);
   EXPECT_EQ(names(), (std::set<std::string>{most, more}));
 }
 
