@@ -2,6 +2,7 @@
 // counts before the mark is on the file.
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "base/fault_point.h"
@@ -16,9 +17,45 @@ namespace {
 
 using posix::done;
 
-// Who reads the file reads the metadata too; what an ACL gives to a group cannot be told from the
-// mode, so it is not given on.
-mode_t metadata_mode(const struct stat& file) { return file.st_mode & 0444; }
+constexpr const char* kAcl = "system.posix_acl_access";
+
+// user::r-- user:OWNER:r-- group::G mask::r-- other::O, as linux/posix_acl_xattr.h has it.
+std::string acl_text(uid_t owner, mode_t mode) {
+  std::string text("\2\0\0\0", 4);
+  const auto add = [&](unsigned tag, unsigned bits, std::uint32_t id) {
+    const std::uint32_t head = tag | (bits << 16);
+    for (const std::uint32_t word : {head, id}) {
+      for (unsigned shift = 0; shift < 32; shift += 8) {
+        text += static_cast<char>((word >> shift) & 0xff);
+      }
+    }
+  };
+  constexpr std::uint32_t kNobody = UINT32_MAX;
+  add(0x01, 4, kNobody);
+  add(0x02, 4, owner);
+  add(0x04, (mode & S_IRGRP) != 0 ? 4 : 0, kNobody);
+  add(0x10, 4, kNobody);
+  add(0x20, (mode & S_IROTH) != 0 ? 4 : 0, kNobody);
+  return text;
+}
+
+// Who reads the file by its mode reads the metadata too, its owner among them, who does not own the
+// metadata. What its group may is not in the mode where there is an ACL, so it is not given on; nor
+// what is given to others by name.
+Result<void> let_read(int fd, int file, const struct stat& st) {
+  mode_t mode = st.st_mode & 0444;
+  if (::getxattr(posix::FdName{file}.absolute(), kAcl, nullptr, 0) > 0) mode &= ~S_IRGRP;
+  if (::fchown(fd, static_cast<uid_t>(-1), st.st_gid) != 0) mode &= ~S_IRGRP;
+  if (auto r = done(::fchmod(fd, mode)); !r) return r;
+  const bool by_all = (mode & (S_IRGRP | S_IROTH)) == (S_IRGRP | S_IROTH);
+  if (by_all || st.st_uid == ::geteuid() || (mode & S_IRUSR) == 0) return {};
+  const std::string acl = acl_text(st.st_uid, mode);
+  // Where there are no ACLs he reads it by `list`.
+  if (::fsetxattr(fd, kAcl, acl.data(), acl.size(), 0) != 0 && errno != EOPNOTSUPP) {
+    return last_errno();
+  }
+  return {};
+}
 
 Outcome<UniqueFd> write_metadata(const Ground& ground, const Mark& lock, const Metadata& metadata,
                                  const struct stat& file) {
@@ -35,10 +72,7 @@ Outcome<UniqueFd> write_metadata(const Ground& ground, const Mark& lock, const M
     at += static_cast<std::size_t>(n);
   }
   fault_point("filelock.metadata.written");
-  // The group of the file, for its bit of the mode; where we may not, without.
-  mode_t mode = metadata_mode(file);
-  if (::fchown(fd->get(), static_cast<uid_t>(-1), file.st_gid) != 0) mode &= ~S_IRGRP;
-  if (auto r = done(::fchmod(fd->get(), mode)); !r) {
+  if (auto r = let_read(fd->get(), ground.file, file); !r) {
     return failed(r.error(), "the lock's metadata cannot be made readable");
   }
   if (auto r = done(::fsync(fd->get())); !r) {

@@ -86,6 +86,7 @@ Outcome<Mark> Session::apply(const LockInfo& info, const Caller& caller) {
   const auto st = posix::stat_of(file_.get());
   if (!st) return failed(st.error(), "it cannot be looked at");
   if (!S_ISREG(st->st_mode)) return refused(EINVAL, "it is not a regular file");
+  if (const auto names = side_names(name_); !names) return names.failure();
   const auto id = LockId::fresh();
   if (!id) return failed(id.error(), "there is no randomness");
   const Mark mark{MarkKind::kLock, *id, info.uid, realtime_ns(), st->st_ino, name_};
@@ -160,7 +161,7 @@ Outcome<void> Session::remove_damaged(const Status& status) {
     return failed(r.error(), "its lock's mark cannot be removed");
   }
   const auto names = side_names(status.side_name);
-  if (!names) return names.failure();
+  if (!names) return {};
   for (const std::string& name : {names->metadata, names->backup}) {
     const auto side = look_at_side(dir_.get(), name, LockId{});
     if (!side) return failed(side.error(), in_quotes(name) + " cannot be looked at");

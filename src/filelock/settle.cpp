@@ -31,6 +31,10 @@ Outcome<void> settle_apply(const JournalEntry& entry, const Ground& ground) {
 }
 
 Outcome<void> settle_revert(const JournalEntry& entry, const Ground& ground) {
+  const auto in_force = is_in_force(ground, entry.id);
+  if (!in_force) return failed(in_force.error(), "its lock's mark cannot be read");
+  // All was put back, and somebody died while removing what is left, the metadata first.
+  if (!*in_force) return do_remove(ground, entry.id);
   bool committed = entry.committed;
   if (!committed) {
     const auto metadata = read_metadata(ground.dir, ground.name, entry.id);

@@ -78,7 +78,10 @@ Outcome<Status> status_of(const Place& place) {
     }
   }
   const auto names = side_names(status.side_name);
-  if (!names) return names.failure();
+  if (!names) {
+    judge(status, other_name);
+    return status;
+  }
   const LockId id = status.mark ? status.mark->id : LockId{};
   const auto metadata = look_at_side(place.dir, names->metadata, id);
   if (!metadata)
