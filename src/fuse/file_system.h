@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string_view>
+#include <vector>
 
 #include "base/caller.h"
 #include "control/tree.h"
@@ -36,6 +37,11 @@ struct FileSystem : transport::Channel {
   // The names of filelocks' side files are made by admins only. (Those that are there are protected
   // as the locked files are.)
   [[nodiscard]] bool may_make(std::string_view name, const Caller& caller) const;
+
+  // Who has the file open so that he could map it and modify it unseen: not where mappings are
+  // refused, nor where what is stored to them is written through the daemon and nobody else sees it
+  // before.
+  [[nodiscard]] std::vector<Caller> unseen_storers(FileId file);
 
   // Whether files open to be read only may be passed through. Any thread; may call become_daemon().
   [[nodiscard]] bool passes_through();

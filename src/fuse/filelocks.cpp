@@ -30,6 +30,9 @@ using control::FilelockFailure;
 // How long another request on the same file, and what is in flight on it, is waited for.
 constexpr std::int64_t kPatienceNs = 10'000'000'000;
 constexpr std::int64_t kTickNs = 1'000'000'000;
+// How long a last close(2) may be on its way to the daemon.
+constexpr std::int64_t kClosingNs = 300'000'000;
+constexpr useconds_t kStepUs = 5'000;
 // For whom a transition is under way that nobody asked for.
 constexpr std::uint32_t kNobody = 0xFFFFFFFE;
 
@@ -195,24 +198,53 @@ filelock::Desk* MountFilelocks::desk(Failure& why) {
   return nullptr;
 }
 
-// What others may store through a mapping is stored without anybody being asked.
-MountFilelocks::Failure MountFilelocks::find_mappings(int path_fd, const struct stat& st,
-                                                      const Caller& caller) {
+// What is stored to a shared mapping is stored without anybody being asked, and a descriptor that
+// is open for reading and writing can be mapped at any time without anybody being told: no lock
+// could hold against either.
+MountFilelocks::Failure MountFilelocks::find_storers(int path_fd, const struct stat& st,
+                                                     FileId file, const Caller& caller) {
+  const auto may = [&](uid_t uid) { return uid == caller.uid || uid == 0; };
   posix::become_daemon();
-  {
-    const UniqueFd fd{::openat(posix::self_fds(), posix::FdName{path_fd}.c_str(),
-                               O_RDONLY | O_NOATIME | O_NONBLOCK | O_CLOEXEC)};
+  const UniqueFd fd{::openat(posix::self_fds(), posix::FdName{path_fd}.c_str(),
+                             O_RDONLY | O_NOATIME | O_NONBLOCK | O_CLOEXEC)};
+  // A descriptor that was closed a moment ago may still be on its way here.
+  const std::int64_t deadline = monotonic_ns() + kClosingNs;
+  for (;;) {
     if (fd && posix::has_no_writer(fd.get())) return std::nullopt;
+    const auto openers = storers_ ? storers_(file) : std::vector<Caller>{};
+    const auto other = std::find_if(openers.begin(), openers.end(), [&](const Caller& opener) {
+      return !may(opener.uid) && !view_.is_admin(opener);
+    });
+    Failure why;
+    if (other != openers.end()) {
+      why = failure(
+          EBUSY, fmt::format("process {} ({}) of {} has it open for reading and writing, and "
+                             "could map and modify it",
+                             other->pid, log::printable(posix::describe_process(other->pid).comm),
+                             describe_user(other->uid)));
+    } else {
+      why = find_other_storers(st, caller);
+    }
+    if (!why || monotonic_ns() >= deadline) return why;
+    ::usleep(kStepUs);
   }
+}
+
+MountFilelocks::Failure MountFilelocks::find_other_storers(const struct stat& st,
+                                                           const Caller& caller) {
   struct stat shown = st;
   inodes_.show(shown);
-  const auto mappers = posix::shared_writers(shown.st_ino);
-  if (!mappers) return failure(mappers.error().value(), "who has it mapped cannot be told");
-  for (const posix::Mapper& mapper : *mappers) {
-    if (mapper.uid == caller.uid || mapper.uid == 0) continue;
-    return failure(
-        EBUSY, fmt::format("process {} ({}) of {} has it mapped and could modify it", mapper.pid,
-                           log::printable(mapper.comm), describe_user(mapper.uid)));
+  const auto all = posix::possible_storers(shown.st_ino);
+  if (!all) return failure(all.error().value(), "who has it mapped cannot be told");
+  for (const posix::Storer& storer : *all) {
+    const posix::Process& process = storer.process;
+    if (process.uid == caller.uid || process.uid == 0) continue;
+    if (!storer.maps && storer.dev == own_device_) continue;  // storers_ knows better
+    return failure(EBUSY, fmt::format("process {} ({}) of {} has it {}", process.pid,
+                                      log::printable(process.comm), describe_user(process.uid),
+                                      storer.maps ? "mapped and could modify it"
+                                                  : "open for reading and writing, and could map "
+                                                    "and modify it"));
   }
   return std::nullopt;
 }
@@ -228,7 +260,7 @@ MountFilelocks::Failure MountFilelocks::quiesce(const MountFileView::Place& plac
   }
   const auto st = posix::stat_of(place.file.get());
   if (!st) return failure(st.error().value());
-  return find_mappings(place.file.get(), *st, caller);
+  return find_storers(place.file.get(), *st, file, caller);
 }
 
 void MountFilelocks::refresh(int fd) {

@@ -288,6 +288,8 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
   if (const auto dev = mounted_at(mountpoint)) {
     impl->device = *dev;
     impl->fs.inodes->set_own_mount(*dev, std::move(covered));
+    impl->fs.filelocks.storers_by([&fs = impl->fs](FileId file) { return fs.unseen_storers(file); },
+                                  *dev);
   }
   if (const auto settled = settle_flags(mountpoint, asked); !settled) {
     return fail("mount options of " + mountpoint + ": " + settled.error().message(),

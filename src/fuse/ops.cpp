@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 
+#include "filelock/side_files.h"
 #include "fuse/file_system.h"
 #include "posix/credentials.h"
 
@@ -127,6 +128,15 @@ FileSystem::FileSystem(MountConfig c, transport::Wanted wanted,
 
 bool FileSystem::may_make(std::string_view name, const Caller& caller) const {
   return !filelock::is_side_name(name) || changes.is_admin(caller);
+}
+
+std::vector<Caller> FileSystem::unseen_storers(FileId file) {
+  std::vector<Caller> found;
+  for (const OpenFilePtr& open : files.all()) {
+    if (open->id != file || !open->readable() || !open->writable()) continue;
+    if (open->backing.id() != 0 || page_cached()) found.push_back(open->opener);
+  }
+  return found;
 }
 
 bool FileSystem::passes_through() {

@@ -1,4 +1,5 @@
-// Who could store to a file without anybody being asked: shared mappings of it.
+// Who could modify a file without anybody being asked: by a shared mapping, or by a descriptor that
+// one could be made with.
 //
 // A mapping made through a mount outlives the descriptor it was made with, and the mount's daemon.
 // With passthrough the daemon hears of neither; what the kernel tells of it is in /proc/PID/maps:
@@ -20,15 +21,24 @@ namespace latchfs::posix {
 // (fcntl(2), F_SETLEASE). False too where it cannot be told.
 [[nodiscard]] bool has_no_writer(int fd) noexcept;
 
-struct Mapper {
+struct Process {
   pid_t pid{};
-  uid_t uid{};  // of the process's file system accesses
+  uid_t uid{};  // of its file system accesses; that of nobody (-1) if it is gone
   std::string comm;
 };
+[[nodiscard]] Process describe_process(pid_t pid);
 
-// Processes other than this one with a shared mapping that is, or could be made, writable, of a
-// file of that number on a mount of this program's type. Reads all of /proc, as the daemon: an
-// ordinary user's sees his own processes, which are the only ones that can reach his mount.
-[[nodiscard]] Result<std::vector<Mapper>> shared_writers(std::uint64_t ino);
+struct Storer {
+  Process process;
+  bool maps{};  // else: has it open for reading and writing
+  dev_t dev{};  // of the mount it does so through
+};
+
+// Processes other than this one with a shared mapping that is, or could be made, writable, or with
+// a descriptor that such a mapping can be made with, of a file of that number on a mount of this
+// program's type. Reads all of /proc, as the daemon: an ordinary user's sees his own processes,
+// which are the only ones that can reach his mount. (A descriptor that is on its way from one
+// process to another, in a socket, is not seen.)
+[[nodiscard]] Result<std::vector<Storer>> possible_storers(std::uint64_t ino);
 
 }  // namespace latchfs::posix

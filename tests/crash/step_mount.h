@@ -15,7 +15,7 @@
 namespace latchfs::test {
 
 // Bytes of the tables here: mapped again and again, so small.
-inline constexpr std::uint64_t kStepTableBytes = 16ULL << 20;
+inline constexpr std::uint64_t kStepTableBytes = 20ULL << 20;
 static_assert(kStepTableBytes >= shm::kMinRegion);
 
 // What a mount's waiters were told, by token; -1: told twice.

@@ -86,6 +86,10 @@ class WaitWorld {
     static bool begin_outside(const LockService::OpRequest&) { return false; }
     static bool end_outside(OwnerId) { return false; }
     static void forget_operations(std::uint64_t) {}
+    static std::optional<std::uint64_t> list_changes(std::optional<FileId>, std::uint64_t,
+                                                     std::uint32_t, std::vector<Grant>&) {
+      return std::nullopt;
+    }
     static void note_verified(const std::string&) {}
     static std::string check_store(std::uint32_t, std::uint64_t) { return ""; }
     static void empty(std::uint32_t, const std::string&, std::uint32_t) {}

@@ -2,8 +2,8 @@
 // file, mappings and writes in flight, restarts, moves, and what becomes of them when somebody
 // meddles.
 #include <fcntl.h>
-#include <gtest/gtest.h>
 #include <grp.h>
+#include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -302,14 +302,14 @@ TEST_F(Filelock, SideFilesAreAsTheFileAndOnlyAdminsTouchThem) {
       EXPECT_NE(as(uid, [&] { return ::unlink(side.c_str()) != 0 ? errno : 0; }), 0) << name;
       EXPECT_NE(as(uid, [&] { return ::truncate(side.c_str(), 0) != 0 ? errno : 0; }), 0) << name;
       EXPECT_NE(as(uid, [&] { return ::chmod(side.c_str(), 0777) != 0 ? errno : 0; }), 0) << name;
-      EXPECT_NE(as(uid,
-                   [&] { return ::rename(side.c_str(), path("stolen").c_str()) != 0 ? errno : 0; }),
+      EXPECT_NE(
+          as(uid, [&] { return ::rename(side.c_str(), path("stolen").c_str()) != 0 ? errno : 0; }),
+          0)
+          << name;
+      EXPECT_NE(as(uid, [&] { return ::link(side.c_str(), path("l").c_str()) != 0 ? errno : 0; }),
                 0)
           << name;
-      EXPECT_NE(as(uid, [&] { return ::link(side.c_str(), path("l").c_str()) != 0 ? errno : 0; }), 0)
-          << name;
-      EXPECT_NE(as(uid,
-                   [&] { return ::rename(path("b").c_str(), side.c_str()) != 0 ? errno : 0; }),
+      EXPECT_NE(as(uid, [&] { return ::rename(path("b").c_str(), side.c_str()) != 0 ? errno : 0; }),
                 0)
           << name;
     }
@@ -411,6 +411,46 @@ TEST_F(Filelock, MappingsThatCannotModifyItAreNoHindrance) {
   EXPECT_EQ(lock("/a\n").err, 0);
 }
 
+TEST_F(Filelock, AnotherUsersDescriptorThatCouldBeMappedMakesItFailAndNamesHim) {
+  const MountFixture second{mount_->another()};
+  for (const std::string& mount : {mount_->mount(), second.mount()}) {
+    const Actor opener{
+        kOther, [&] { return ::open((mount + "/a").c_str(), O_RDWR | O_CLOEXEC) < 0 ? errno : 0; },
+        [] { return 0; }};
+    ASSERT_EQ(opener.first(), 0);
+    const Answer answer = lock("/a\n");
+    EXPECT_EQ(answer.err, EBUSY);
+    EXPECT_TRUE(has(answer.reply, "process " + std::to_string(opener.pid()))) << answer.reply;
+    EXPECT_TRUE(has(answer.reply, "open for reading and writing")) << answer.reply;
+    EXPECT_EQ(names_in(source("")), (Names{"a", "b"}));
+  }
+  EXPECT_EQ(lock("/a\n").err, 0) << "it is closed";
+}
+
+TEST_F(Filelock, WhereTheDaemonSeesAllSuchADescriptorIsRefusedInstead) {
+  restart({"io=direct"});
+  void* at = MAP_FAILED;
+  int fd = -1;
+  Actor opener{kOther,
+               [&] {
+                 fd = ::open(path("a").c_str(), O_RDWR | O_CLOEXEC);
+                 return fd < 0 ? errno : 0;
+               },
+               [&] {
+                 if (::pwrite(fd, "x", 1, 0) >= 0) return 1;
+                 if (errno != EACCES) return 2;
+                 at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+                 if (at == MAP_FAILED) return 0;
+                 *static_cast<volatile char*>(at) = 'm';
+                 return ::msync(at, 4096, MS_SYNC) == 0 ? 3 : 0;
+               }};
+  ASSERT_EQ(opener.first(), 0);
+  ASSERT_EQ(lock("/a\n").err, 0);
+  EXPECT_EQ(opener.next(), 0);
+  EXPECT_EQ(content(source("a")), "alpha");
+  EXPECT_EQ(content(path("a")), "alpha");
+}
+
 // A write held where it has looked whether it may, and a lock that waits for it.
 TEST(FilelockInFlight, WritesFinishBeforeTheBackupAndAreListedMeanwhile) {
   MountFixture first;
@@ -441,9 +481,8 @@ TEST(FilelockInFlight, WritesFinishBeforeTheBackupAndAreListedMeanwhile) {
   Answer answer;
   std::thread locker{[&] { answer = ask_as(kLocker, first.mount(), "filelock", "/f\n"); }};
   // It has begun: nobody else may write from here on, by any mount.
-  EXPECT_TRUE(until([&] {
-    return as(kOther, [&] { return write_to(first.mount() + "/f", "x"); }) == EACCES;
-  }));
+  EXPECT_TRUE(until(
+      [&] { return as(kOther, [&] { return write_to(first.mount() + "/f", "x"); }) == EACCES; }));
   EXPECT_EQ(names_in(first.source()), Names{"f"}) << "no backup while a write is in flight";
   ::unlink(gate.c_str());
   writer.join();

@@ -21,7 +21,7 @@ class FilelockRefusal : public FilelockTest {
     write_file("f", "old");
   }
   void forge(const std::string& name, const std::string& text) {
-    set_attribute(name, "trusted.latchfs.filelock", text);
+    set_attribute(name, "security.latchfs.filelock", text);
   }
 };
 

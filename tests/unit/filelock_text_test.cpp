@@ -60,7 +60,7 @@ TEST(FilelockMark, AnythingElseIsDamaged) {
 }
 
 TEST(FilelockMark, NamesOfMarksAreKnown) {
-  EXPECT_TRUE(is_mark_name("trusted.latchfs.filelock"));
+  EXPECT_TRUE(is_mark_name("security.latchfs.filelock"));
   EXPECT_TRUE(is_mark_name("user.latchfs.filelock"));
   EXPECT_FALSE(is_mark_name("user.latchfs.filelocks"));
   EXPECT_FALSE(is_mark_name(""));
