@@ -1,6 +1,5 @@
-// Filelocks on a mount, as a user meets them: the seed's requests, who may what, what is beside the
-// file, mappings and writes in flight, restarts, moves, and what becomes of them when somebody
-// meddles.
+// Filelocks on a mount, as a user meets them: the seed's requests, who may what, what comes back,
+// restarts, moves, no room, many.
 #include <fcntl.h>
 #include <grp.h>
 #include <gtest/gtest.h>
@@ -9,97 +8,22 @@
 #include <sys/stat.h>
 #include <sys/xattr.h>
 
-#include <chrono>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
-#include <optional>
-#include <set>
+#include <string>
 #include <thread>
 
-#include "support/filelock_client.h"
-#include "support/mount_fixture.h"
+#include "support/filelock_world.h"
 
 namespace latchfs::test {
 namespace {
 
 namespace stdfs = std::filesystem;
 
-constexpr uid_t kLocker = 61001;
-constexpr uid_t kOther = 61002;
-
-std::string content(const std::string& path) {
-  std::ifstream in{path, std::ios::binary};
-  return {std::istreambuf_iterator<char>{in}, {}};
-}
-bool has(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-std::string control(const MountFixture& mount, const std::string& name) {
-  return content(mount.mount() + "/.locks/" + name);
-}
-std::set<std::string> names_in(const std::string& directory) {
-  std::set<std::string> names;
-  for (const auto& entry : stdfs::directory_iterator{directory}) {
-    names.insert(entry.path().filename());
-  }
-  return names;
-}
-using Names = std::set<std::string>;
-int write_to(const std::string& path, const std::string& text) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
-  if (fd < 0) return errno;
-  const int err = ::write(fd, text.data(), text.size()) < 0 ? errno : 0;
-  ::close(fd);
-  return err;
-}
-
-class Filelock : public ::testing::Test {
- protected:
-  Filelock() {
-    MountFixture::Options options;
-    options.source = place_.path();
-    mount_.emplace(options);
-    ::chmod(mount_->source().c_str(), 0777);
-    make("a", "alpha");
-    make("b", "beta");
-  }
-  std::string source(const std::string& name) const { return mount_->source() + "/" + name; }
-  std::string path(const std::string& name) const { return mount_->mount() + "/" + name; }
-  void make(const std::string& name, const std::string& text, uid_t owner = kLocker) const {
-    std::ofstream{source(name)} << text;
-    ASSERT_EQ(::chown(source(name).c_str(), owner, owner), 0);
-    ASSERT_EQ(::chmod(source(name).c_str(), 0666), 0);
-  }
-  Answer lock(const std::string& request, uid_t uid = kLocker) const {
-    return ask_as(uid, mount_->mount(), "filelock", request);
-  }
-  Answer unlock(const std::string& request, uid_t uid = kLocker) const {
-    return ask_as(uid, mount_->mount(), "unfilelock", request);
-  }
-  // The errno that a user's write of one byte gets.
-  int write_as(uid_t uid, const std::string& name) const {
-    return as(uid, [&] { return write_to(path(name), "x"); });
-  }
-  // Everything of the mount ends and begins anew, the table too.
-  void restart(const std::vector<std::string>& options = {}) {
-    MountFixture::Options again = mount_->another();
-    again.options = options;
-    // What a process had open a moment ago may still be on its way to the daemon.
-    bool unmounted = false;
-    for (int i = 0; i < 100 && !unmounted; ++i) {
-      if (i != 0) ::usleep(50'000);
-      unmounted = mount_->unmount();
-    }
-    ASSERT_TRUE(unmounted);
-    mount_.emplace(again);
-  }
-
-  const TempDir place_;
-  std::optional<MountFixture> mount_;
-};
+class Filelock : public FilelockWorld {};
 
 // ---- requests and replies ----
 
@@ -285,216 +209,6 @@ TEST_F(Filelock, UnlockWithoutRevertKeepsWhatWasWritten) {
   EXPECT_EQ(names_in(source("")), (Names{"a", "b"}));
 }
 
-// ---- side files ----
-
-TEST_F(Filelock, SideFilesAreAsTheFileAndOnlyAdminsTouchThem) {
-  ASSERT_EQ(::chmod(source("a").c_str(), 0664), 0);
-  ASSERT_EQ(lock("/a\n").err, 0);
-  struct stat st {};
-  ASSERT_EQ(::stat(path(".a.asp-bak").c_str(), &st), 0);
-  EXPECT_EQ(st.st_mode & 07777, 0664u);
-  EXPECT_EQ(st.st_uid, kLocker);
-  EXPECT_EQ(content(path(".a.asp-bak")), "alpha");
-  for (const uid_t uid : {kLocker, kOther}) {
-    for (const char* name : {".a.asp-bak", ".a.asp-lck"}) {
-      const std::string side = path(name);
-      EXPECT_NE(as(uid, [&] { return write_to(side, "x"); }), 0) << name;
-      EXPECT_NE(as(uid, [&] { return ::unlink(side.c_str()) != 0 ? errno : 0; }), 0) << name;
-      EXPECT_NE(as(uid, [&] { return ::truncate(side.c_str(), 0) != 0 ? errno : 0; }), 0) << name;
-      EXPECT_NE(as(uid, [&] { return ::chmod(side.c_str(), 0777) != 0 ? errno : 0; }), 0) << name;
-      EXPECT_NE(
-          as(uid, [&] { return ::rename(side.c_str(), path("stolen").c_str()) != 0 ? errno : 0; }),
-          0)
-          << name;
-      EXPECT_NE(as(uid, [&] { return ::link(side.c_str(), path("l").c_str()) != 0 ? errno : 0; }),
-                0)
-          << name;
-      EXPECT_NE(as(uid, [&] { return ::rename(path("b").c_str(), side.c_str()) != 0 ? errno : 0; }),
-                0)
-          << name;
-    }
-    EXPECT_EQ(as(uid, [&] { return write_to(path("b"), "x"); }), 0);
-  }
-  EXPECT_EQ(content(source(".a.asp-bak")), "alpha");
-  EXPECT_EQ(as(0, [&] { return ::unlink(path(".a.asp-bak").c_str()) != 0 ? errno : 0; }), 0);
-}
-
-TEST_F(Filelock, NobodyTakesTheirNamesFirst) {
-  for (const char* name : {".b.asp-bak", ".b.asp-lck"}) {
-    const std::string side = path(name);
-    EXPECT_EQ(as(kOther,
-                 [&] {
-                   if (::open(side.c_str(), O_CREAT | O_WRONLY, 0666) >= 0) return 1;
-                   if (::mkdir(side.c_str(), 0777) == 0) return 2;
-                   if (::symlink("/etc/shadow", side.c_str()) == 0) return 3;
-                   if (::mkfifo(side.c_str(), 0666) == 0) return 4;
-                   if (::link(path("a").c_str(), side.c_str()) == 0) return 5;
-                   if (::rename(path("a").c_str(), side.c_str()) == 0) return 6;
-                   return 0;
-                 }),
-              0);
-  }
-  // Who writes to SOURCE itself can: then the lock fails and what is there stays as it is.
-  make("precious", "gold", 0);
-  ASSERT_EQ(::link(source("precious").c_str(), source(".b.asp-bak").c_str()), 0);
-  const Answer answer = lock("/b\n");
-  EXPECT_EQ(answer.err, EBUSY);
-  EXPECT_TRUE(has(answer.reply, ".b.asp-bak")) << answer.reply;
-  EXPECT_EQ(content(source("precious")), "gold");
-  EXPECT_EQ(write_as(kOther, "b"), 0);
-  ASSERT_EQ(::unlink(source(".b.asp-bak").c_str()), 0);
-  ASSERT_EQ(::symlink("precious", source(".b.asp-lck").c_str()), 0);
-  EXPECT_EQ(lock("/b\n").err, EBUSY);
-  EXPECT_EQ(content(source("precious")), "gold");
-  EXPECT_EQ(names_in(source("")).count(".b.asp-bak"), 0u) << "nothing of it is left";
-}
-
-TEST_F(Filelock, TheMarkIsNobodysToSeeOrChange) {
-  constexpr const char* kMark = "security.latchfs.filelock";
-  ASSERT_EQ(lock("/a\n").err, 0);
-  ASSERT_GT(::getxattr(source("a").c_str(), kMark, nullptr, 0), 0) << "what is hidden is there";
-  EXPECT_EQ(::getxattr(path("a").c_str(), kMark, nullptr, 0), -1);
-  EXPECT_EQ(::removexattr(path("a").c_str(), kMark), -1);
-  EXPECT_EQ(::setxattr(path("b").c_str(), kMark, "1", 1, 0), -1);
-  std::array<char, 4096> list{};
-  const ssize_t size = ::listxattr(path("a").c_str(), list.data(), list.size());
-  ASSERT_GE(size, 0);
-  EXPECT_FALSE(has({list.data(), static_cast<std::size_t>(size)}, "latchfs"));
-}
-
-// ---- what is under way ----
-
-TEST_F(Filelock, AnotherUsersWritableMappingMakesItFailAndNamesHim) {
-  void* at = MAP_FAILED;
-  Actor mapper{kOther,
-               [&] {
-                 const int fd = ::open(path("a").c_str(), O_RDWR | O_CLOEXEC);
-                 at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-                 ::close(fd);
-                 return at == MAP_FAILED ? errno : 0;
-               },
-               [&] { return ::munmap(at, 4096) != 0 ? errno : 0; }};
-  ASSERT_EQ(mapper.first(), 0);
-  const Answer answer = lock("/a\n");
-  EXPECT_EQ(answer.err, EBUSY);
-  EXPECT_TRUE(has(answer.reply, "process " + std::to_string(mapper.pid()))) << answer.reply;
-  EXPECT_EQ(names_in(source("")), (Names{"a", "b"}));
-  EXPECT_EQ(write_as(kOther, "a"), 0);
-  ASSERT_EQ(mapper.next(), 0);
-  EXPECT_EQ(lock("/a\n").err, 0);
-}
-
-TEST_F(Filelock, AMappingThatCouldBeMadeWritableCountsToo) {
-  Actor mapper{kOther,
-               [&] {
-                 const int fd = ::open(path("a").c_str(), O_RDWR | O_CLOEXEC);
-                 const void* at = ::mmap(nullptr, 4096, PROT_READ, MAP_SHARED, fd, 0);
-                 ::close(fd);
-                 return at == MAP_FAILED ? errno : 0;
-               },
-               [] { return 0; }};
-  ASSERT_EQ(mapper.first(), 0);
-  EXPECT_EQ(lock("/a\n").err, EBUSY);
-}
-
-TEST_F(Filelock, MappingsThatCannotModifyItAreNoHindrance) {
-  Actor mapper{kOther,
-               [&] {
-                 const int fd = ::open(path("a").c_str(), O_RDONLY | O_CLOEXEC);
-                 const void* shared = ::mmap(nullptr, 4096, PROT_READ, MAP_SHARED, fd, 0);
-                 const void* own =
-                     ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
-                 return shared == MAP_FAILED || own == MAP_FAILED ? errno : 0;
-               },
-               [] { return 0; }};
-  ASSERT_EQ(mapper.first(), 0);
-  EXPECT_EQ(lock("/a\n").err, 0);
-}
-
-TEST_F(Filelock, AnotherUsersDescriptorThatCouldBeMappedMakesItFailAndNamesHim) {
-  const MountFixture second{mount_->another()};
-  for (const std::string& mount : {mount_->mount(), second.mount()}) {
-    const Actor opener{
-        kOther, [&] { return ::open((mount + "/a").c_str(), O_RDWR | O_CLOEXEC) < 0 ? errno : 0; },
-        [] { return 0; }};
-    ASSERT_EQ(opener.first(), 0);
-    const Answer answer = lock("/a\n");
-    EXPECT_EQ(answer.err, EBUSY);
-    EXPECT_TRUE(has(answer.reply, "process " + std::to_string(opener.pid()))) << answer.reply;
-    EXPECT_TRUE(has(answer.reply, "open for reading and writing")) << answer.reply;
-    EXPECT_EQ(names_in(source("")), (Names{"a", "b"}));
-  }
-  EXPECT_EQ(lock("/a\n").err, 0) << "it is closed";
-}
-
-TEST_F(Filelock, WhereTheDaemonSeesAllSuchADescriptorIsRefusedInstead) {
-  restart({"io=direct"});
-  void* at = MAP_FAILED;
-  int fd = -1;
-  Actor opener{kOther,
-               [&] {
-                 fd = ::open(path("a").c_str(), O_RDWR | O_CLOEXEC);
-                 return fd < 0 ? errno : 0;
-               },
-               [&] {
-                 if (::pwrite(fd, "x", 1, 0) >= 0) return 1;
-                 if (errno != EACCES) return 2;
-                 at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-                 if (at == MAP_FAILED) return 0;
-                 *static_cast<volatile char*>(at) = 'm';
-                 return ::msync(at, 4096, MS_SYNC) == 0 ? 3 : 0;
-               }};
-  ASSERT_EQ(opener.first(), 0);
-  ASSERT_EQ(lock("/a\n").err, 0);
-  EXPECT_EQ(opener.next(), 0);
-  EXPECT_EQ(content(source("a")), "alpha");
-  EXPECT_EQ(content(path("a")), "alpha");
-}
-
-// A write held where it has looked whether it may, and a lock that waits for it.
-TEST(FilelockInFlight, WritesFinishBeforeTheBackupAndAreListedMeanwhile) {
-  MountFixture first;
-  ::chmod(first.source().c_str(), 0777);
-  const TempDir place;
-  const std::string gate = place.path() + "/gate";
-  ::setenv("LATCHFS_FAULT", ("fuse.change_admitted=hold:" + gate).c_str(), 1);
-  MountFixture second{first.another()};
-  ::unsetenv("LATCHFS_FAULT");
-  const std::string name = first.source() + "/f";
-  std::ofstream{name} << "old";
-  ::chmod(name.c_str(), 0666);
-
-  const int fd = ::open((second.mount() + "/f").c_str(), O_WRONLY | O_CLOEXEC);
-  ASSERT_GE(fd, 0);
-  ::chmod(place.path().c_str(), 0755);
-  std::ofstream{gate};
-  std::thread writer{[&] { EXPECT_EQ(::pwrite(fd, "new", 3, 0), 3); }};
-  const auto until = [](const std::function<bool()>& fn) {
-    for (int i = 0; i < 6000 && !fn(); ++i) ::usleep(10'000);
-    return fn();
-  };
-  EXPECT_TRUE(until([&] { return has(control(first, "list"), "API_BYTE_RANGE_WRITE_OP"); }));
-  const std::string listed = control(first, "list?mode=API_BYTE_RANGE_WRITE_OP");
-  EXPECT_TRUE(has(listed, R"("offset": "0", "size": "3")")) << listed;
-  EXPECT_TRUE(has(listed, R"("path": "/f")")) << listed;
-
-  Answer answer;
-  std::thread locker{[&] { answer = ask_as(kLocker, first.mount(), "filelock", "/f\n"); }};
-  // It has begun: nobody else may write from here on, by any mount.
-  EXPECT_TRUE(until(
-      [&] { return as(kOther, [&] { return write_to(first.mount() + "/f", "x"); }) == EACCES; }));
-  EXPECT_EQ(names_in(first.source()), Names{"f"}) << "no backup while a write is in flight";
-  ::unlink(gate.c_str());
-  writer.join();
-  locker.join();
-  EXPECT_EQ(answer.err, 0) << answer.reply;
-  const std::string backup = content(first.source() + "/.f.asp-bak");
-  EXPECT_EQ(backup, content(name));
-  EXPECT_EQ(backup.substr(1), "ew");
-  EXPECT_FALSE(has(control(first, "list"), "WRITE_OP"));
-  ::close(fd);
-}
-
 // ---- it lasts ----
 
 TEST_F(Filelock, SurvivesRestartsAndATableThatIsLost) {
@@ -536,49 +250,6 @@ TEST_F(Filelock, HoldsOnSecondMountsAndWhatIsMountedInside) {
   EXPECT_EQ(as(kOther, [&] { return write_to(second.mount() + "/d/f", "x"); }), 0);
 }
 
-// ---- somebody meddles ----
-
-TEST_F(Filelock, WhatAnAdminDoesToTheFileHasADefinedOutcome) {
-  // Deleted: the side files stay, are listed, and go by unfilelock.
-  ASSERT_EQ(lock("/a\n").err, 0);
-  ASSERT_EQ(::unlink(path("a").c_str()), 0);
-  EXPECT_TRUE(has(control(*mount_, "filelock"), R"("state": "orphaned")"));
-  EXPECT_EQ(unlock("/a\n", kOther).err, EACCES);
-  EXPECT_EQ(unlock("/a\n").err, 0);
-  EXPECT_EQ(names_in(source("")), Names{"b"});
-  // Replaced: the new file is not locked, the old one's side files as above.
-  ASSERT_EQ(lock("/b\n").err, 0);
-  make("new", "new", 0);
-  ASSERT_EQ(::rename(path("new").c_str(), path("b").c_str()), 0);
-  EXPECT_EQ(write_as(kOther, "b"), 0);
-  EXPECT_TRUE(has(control(*mount_, "filelock"), R"("state": "orphaned")"));
-  EXPECT_EQ(lock("/b\n", kOther).err, EBUSY) << "another lock's side files are in the way";
-  EXPECT_EQ(unlock("/b\n", 0).err, 0);
-  EXPECT_EQ(names_in(source("")), Names{"b"});
-  EXPECT_EQ(lock("/b\n", kOther).err, 0);
-}
-
-TEST_F(Filelock, DamagedMetadataStillLocksAndCanBeCleanedUp) {
-  for (const char* text : {"", "{\"version\": 1", "{\"version\": 99}", "not json at all"}) {
-    ASSERT_EQ(lock("/a\n").err, 0);
-    std::ofstream{path(".a.asp-lck"), std::ios::trunc} << text;
-    EXPECT_EQ(write_as(kOther, "a"), EACCES) << text;
-    EXPECT_TRUE(has(control(*mount_, "filelock"), R"("state": "damaged")")) << text;
-    EXPECT_EQ(unlock(R"({"paths": [{"path": "/a", "revert": true}]})", 0).err, 0) << text;
-    EXPECT_EQ(names_in(source("")), (Names{"a", "b"})) << text;
-    EXPECT_EQ(content(source("a")), "alpha") << text;
-  }
-}
-
-TEST_F(Filelock, ADamagedMarkLocksForAllButAdmins) {
-  ASSERT_EQ(::setxattr(source("a").c_str(), "security.latchfs.filelock", "nonsense", 8, 0), 0);
-  EXPECT_EQ(write_as(kLocker, "a"), EACCES);
-  EXPECT_EQ(unlock("/a\n").err, EACCES);
-  EXPECT_EQ(write_as(0, "a"), 0);
-  EXPECT_EQ(unlock("/a\n", 0).err, 0);
-  EXPECT_EQ(write_as(kLocker, "a"), 0);
-}
-
 // ---- no room ----
 
 TEST(FilelockSpace, AFullFileSystemIsA507AndNothingIsLeft) {
@@ -601,7 +272,7 @@ TEST(FilelockSpace, AFullFileSystemIsA507AndNothingIsLeft) {
 // ---- many ----
 
 TEST_F(Filelock, ManyAreListedByPages) {
-  constexpr int kFiles = 500;
+  constexpr int kFiles = 120;
   std::string request = R"({"paths": [)";
   for (int i = 0; i < kFiles; ++i) {
     make("n" + std::to_string(i), "x");
@@ -612,7 +283,7 @@ TEST_F(Filelock, ManyAreListedByPages) {
   std::string after;
   int pages = 0;
   for (;; ++pages) {
-    const std::string page = control(*mount_, "filelock?limit=64" + after);
+    const std::string page = control(*mount_, "filelock?limit=16" + after);
     std::size_t at = 0;
     while ((at = page.find("{\"path\": \"/", at)) != std::string::npos) {
       at += 10;
@@ -624,7 +295,7 @@ TEST_F(Filelock, ManyAreListedByPages) {
     after = "&after=" + text;
   }
   EXPECT_EQ(seen.size(), static_cast<std::size_t>(kFiles));
-  EXPECT_GE(pages, kFiles / 64);
+  EXPECT_GE(pages, kFiles / 16);
 }
 
 }  // namespace
