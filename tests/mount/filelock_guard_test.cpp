@@ -1,8 +1,8 @@
-// What could get past a filelock: its side files and its mark meddled with, mappings and writes that
-// are under way when it is made.
+// What could get past a filelock: its side files and its mark meddled with, mappings and writes
+// that are under way when it is made.
 #include <fcntl.h>
-#include <gtest/gtest.h>
 #include <grp.h>
+#include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
