@@ -160,6 +160,13 @@ Outcome<void> do_apply(const Ground& ground, const Mark& lock, const Metadata& m
                        const Caller& caller) {
   const auto st = posix::stat_of(ground.file);
   if (!st) return failed(st.error(), "it cannot be looked at");
+  // Rather than after copying it.
+  const auto names = side_names(ground.name);
+  if (!names) return names.failure();
+  for (const std::string& name : {names->backup, names->metadata}) {
+    if (auto r = make_way(ground.dir, name, side_mark_of(lock)); !r) return r;
+  }
+  fault_point("filelock.apply.begin");
   if (auto r = make_backup(ground, lock, caller); !r) return r;
   fault_point("filelock.apply.backup");
   if (auto r = make_metadata(ground, lock, metadata, *st); !r) return r;

@@ -48,6 +48,8 @@ class Session {
  public:
   Session(Session&&) noexcept = default;
   Session& operator=(Session&&) = delete;
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
   ~Session() = default;
 
   // As status_of() this file.

@@ -47,6 +47,8 @@ class Journal {
 
   Journal(Journal&&) noexcept = default;
   Journal& operator=(Journal&&) = delete;
+  Journal(const Journal&) = delete;
+  Journal& operator=(const Journal&) = delete;
   // Removes the file, unless there is something in it for whoever comes next.
   ~Journal();
 

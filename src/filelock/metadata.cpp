@@ -136,8 +136,9 @@ Failure damaged(std::string_view why) {
   return refused(EBADMSG, fmt::format("the lock's metadata is damaged: {}", why));
 }
 
-Outcome<std::string> read_text(int fd) {
-  std::string text(kMostMetadata + 1, '\0');
+Outcome<std::string> read_text(int fd, off_t expected) {
+  if (expected > static_cast<off_t>(kMostMetadata)) return damaged("it is over 1 MiB");
+  std::string text(static_cast<std::size_t>(expected), '\0');
   std::size_t size = 0;
   while (size < text.size()) {
     const ssize_t n = ::read(fd, text.data() + size, text.size() - size);
@@ -146,7 +147,6 @@ Outcome<std::string> read_text(int fd) {
     if (n == 0) break;
     size += static_cast<std::size_t>(n);
   }
-  if (size > kMostMetadata) return damaged("it is over 1 MiB");
   text.resize(size);
   return text;
 }
@@ -233,7 +233,7 @@ Outcome<Metadata> read_metadata(int dir, std::string_view name, const LockId& id
   }
   const auto fd = reopen(side->fd.get(), O_RDONLY);
   if (!fd) return failed(fd.error(), in_quotes(names->metadata) + " cannot be read");
-  const auto text = read_text(fd->get());
+  const auto text = read_text(fd->get(), side->attr.st_size);
   if (!text) return text.failure();
   auto metadata = parse_metadata(*text);
   if (metadata && metadata->id != id) return damaged("it names another lock");

@@ -169,7 +169,7 @@ Outcome<void> commit_revert(const Ground& ground, const Mark& lock, Journal& jou
   reverting.state = LockState::kReverting;
   const auto replaced = replace_metadata(ground, lock, reverting, *st);
   // Where another file has its name, the journal alone says so.
-  if (!replaced && replaced.error() != errno_code(EBUSY)) return replaced;
+  if (!replaced && replaced.error() != errno_code(EBUSY)) return replaced.failure();
   fault_point("filelock.revert.metadata");
   if (auto r = done(::fsync(ground.dir)); !r) {
     return failed(r.error(), "its directory cannot be written");

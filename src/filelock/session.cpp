@@ -145,7 +145,7 @@ Outcome<void> Session::remove() {
   }
   if (auto r = begin_op(Op::kRemove, status->mark->id, status->side_name); !r) return r;
   const auto removed = do_remove({dir_.get(), file_.get(), status->side_name}, status->mark->id);
-  if (!removed) return removed;  // the journal stays: whoever comes next goes on
+  if (!removed) return removed.failure();  // the journal stays: whoever comes next goes on
   return end_op(removed);
 }
 
@@ -189,7 +189,7 @@ Outcome<void> Session::revert(const Status& status, const Caller& caller) {
     return end_op(std::move(committed));
   }
   const auto reverted = do_revert(ground, id);
-  if (!reverted) return reverted;  // as above
+  if (!reverted) return reverted.failure();  // as above
   return end_op(reverted);
 }
 

@@ -43,7 +43,7 @@ Outcome<void> settle_revert(const JournalEntry& entry, const Ground& ground) {
   if (!committed) {
     return remove_temporary(ground, entry.id);
   }
-  const auto reverted = do_revert(ground, entry.id);
+  auto reverted = do_revert(ground, entry.id);
   const bool hopeless =
       reverted.error() == errno_code(ENOENT) || reverted.error() == errno_code(EBUSY);
   if (!reverted && hopeless) {

@@ -103,6 +103,22 @@ Outcome<UniqueFd> make_nameless(int dir, const Mark& side_mark) {
   return fd;
 }
 
+Outcome<void> make_way(int dir, const std::string& name, const Mark& side_mark) {
+  const auto found = look_at_side(dir, name, side_mark.id);
+  if (!found) return failed(found.error(), in_quotes(name) + " cannot be looked at");
+  if (found->state == SideState::kMissing) return {};
+  if (!is_left_over(*found, side_mark)) {
+    return refused(
+        EBUSY, fmt::format("{} is in the way: {}", in_quotes(name),
+                           found->state == SideState::kForeign ? "it is not of a filelock"
+                                                               : "it is of another file's lock"));
+  }
+  if (auto r = unlink_side(dir, name, *found); !r) {
+    return failed(r.error(), "the left-over " + in_quotes(name) + " cannot be removed");
+  }
+  return {};
+}
+
 Outcome<void> give_name(int fd, int dir, const std::string& name, const Mark& side_mark) {
   constexpr int kTries = 3;
   for (int attempt = 0; attempt < kTries; ++attempt) {
@@ -111,18 +127,7 @@ Outcome<void> give_name(int fd, int dir, const std::string& name, const Mark& si
       return {};
     }
     if (errno != EEXIST) return failed(last_errno(), in_quotes(name) + " cannot be made");
-    const auto found = look_at_side(dir, name, side_mark.id);
-    if (!found) return failed(found.error(), in_quotes(name) + " cannot be looked at");
-    if (found->state == SideState::kMissing) continue;
-    if (!is_left_over(*found, side_mark)) {
-      return refused(
-          EBUSY, fmt::format("{} is in the way: {}", in_quotes(name),
-                             found->state == SideState::kForeign ? "it is not of a filelock"
-                                                                 : "it is of another file's lock"));
-    }
-    if (auto r = unlink_side(dir, name, *found); !r) {
-      return failed(r.error(), "the left-over " + in_quotes(name) + " cannot be removed");
-    }
+    if (auto r = make_way(dir, name, side_mark); !r) return r;
   }
   return refused(EBUSY, in_quotes(name) + " is in the way");
 }

@@ -52,9 +52,11 @@ Result<void> remove_side(int dir, const std::string& name, const LockId& id);
 // words, where the file system has no nameless files or no extended attributes.
 [[nodiscard]] Outcome<UniqueFd> make_nameless(int dir, const Mark& side_mark);
 
-// Gives a nameless file its name. What is there is never replaced, but for the proven left-over of
-// a lock that is not in force: made for this very inode, which has no lock. EBUSY, with words, for
-// anything else.
+// Removes what is under a name if it is the proven left-over of a lock that is not in force: made
+// for this very inode, which has no lock. EBUSY, with words, for anything else. A free name is
+// fine.
+Outcome<void> make_way(int dir, const std::string& name, const Mark& side_mark);
+// Gives a nameless file its name, making way; nothing else is ever replaced.
 Outcome<void> give_name(int fd, int dir, const std::string& name, const Mark& side_mark);
 
 // An ordinary descriptor of what another one, O_PATH say, stands for; reading leaves no atime.

@@ -81,6 +81,36 @@ TEST_F(FilelockRefusal, ALeftOverOfTheSameFileIsReplaced) {
   EXPECT_EQ(content(".f.asp-bak"), "old");
 }
 
+TEST_F(FilelockRefusal, AnotherFileUnderTheNameHasNoClaimToItsSideFiles) {
+  EXPECT_DONE(apply("f"));
+  ASSERT_EQ(::rename(path("f").c_str(), path("moved").c_str()), 0);
+  write_file("f", "another");
+  EXPECT_EQ(status("f").condition, Condition::kOrphan);
+  EXPECT_REFUSED(apply("f"), EBUSY);
+  EXPECT_EQ(content(".f.asp-bak"), "old");
+  write_at("moved", 0, "new");
+  EXPECT_DONE(revert("moved"));
+  EXPECT_EQ(content("moved"), "old");
+  EXPECT_EQ(names(), (std::set<std::string>{"f", "moved"}));
+}
+
+TEST_F(FilelockRefusal, AFileThatMayNotBeChangedStaysUnlocked) {
+  ASSERT_TRUE(run("chattr +i " + path("f")));
+  const Failure refusal = apply("f");
+  EXPECT_TRUE(run("chattr -i " + path("f")));
+  EXPECT_EQ(refusal.code, errno_code(EPERM)) << refusal.words;
+  EXPECT_EQ(names(), kAlone);
+  EXPECT_DONE(apply("f"));
+  write_at("f", 0, "new");
+  ASSERT_TRUE(run("chattr +i " + path("f")));
+  const Failure no_revert = revert("f");
+  EXPECT_TRUE(run("chattr -i " + path("f")));
+  EXPECT_EQ(no_revert.code, errno_code(EPERM)) << no_revert.words;
+  EXPECT_EQ(status("f").condition, Condition::kLocked);
+  EXPECT_DONE(revert("f"));
+  EXPECT_EQ(content("f"), "old");
+}
+
 TEST_F(FilelockRefusal, SideFilesWithoutTheirFileAreOrphans) {
   EXPECT_DONE(apply("f"));
   ASSERT_EQ(::unlink(path("f").c_str()), 0);
