@@ -320,7 +320,7 @@ TEST_F(ControlFilelock, MalformedRequestsSayWhatIsWrongAndWhere) {
   };
   for (const Case& c : cases) {
     EXPECT_EQ(lock(c.text), EINVAL) << c.text;
-    const json answer = reply();
+    json answer = reply();
     EXPECT_EQ(answer["paths"], json::array());
     EXPECT_EQ(answer["error"]["code"], "400");
     EXPECT_NE(words(), "");

@@ -133,6 +133,29 @@ TEST(Intake, TheLimitIsExact) {
   EXPECT_TRUE(std::holds_alternative<Intake::TooLarge>(intake.add("xx")));
 }
 
+TEST(Intake, PathsInsteadOfTheQueryForm) {
+  Intake intake{Intake::Short::kPaths};
+  const auto text_of = [](const Intake::Taken& taken) {
+    const auto* request = std::get_if<Intake::Request>(&taken);
+    return request == nullptr ? std::string{"none"} : request->text;
+  };
+  EXPECT_EQ(text_of(intake.add("/a\n/b \n/c")), "/a\n/b \n");
+  EXPECT_TRUE(intake.waiting());
+  EXPECT_EQ(text_of(intake.add("{\"d")), "none") << "still the name that began";
+  EXPECT_EQ(text_of(intake.finish()), "/c{\"d");
+  EXPECT_FALSE(intake.waiting());
+  auto object = intake.add("\n {\"a\": 1}\n");
+  ASSERT_TRUE(std::holds_alternative<Intake::Request>(object)) << "JSON may be indented";
+  EXPECT_TRUE(std::get<Intake::Request>(object).json);
+  EXPECT_TRUE(std::holds_alternative<Malformed>(intake.add("a=b\n")));
+  EXPECT_TRUE(std::holds_alternative<Malformed>(Intake{}.add("/a\n"))) << "not for release";
+  EXPECT_EQ(text_of(intake.add("/" + std::string(Intake::kMaxRequest - 2, 'x') + "\n")).size(),
+            Intake::kMaxRequest);
+  EXPECT_TRUE(std::holds_alternative<Incomplete>(
+      intake.add("/" + std::string(Intake::kMaxRequest - 1, 'x'))));
+  EXPECT_TRUE(std::holds_alternative<Intake::TooLarge>(intake.add("\n")));
+}
+
 TEST(Intake, AMegabyteByteByByteIsNotParsedAMillionTimes) {
   const auto begun = std::chrono::steady_clock::now();
   for (const char fill : {'}', ' ', 'x'}) {
