@@ -194,6 +194,18 @@ Outcome<Session> Desk::begin(const Place& place, std::int64_t deadline_ns) const
   return Session{std::move(*journal), std::move(*dir), std::move(file), place.name};
 }
 
+std::vector<FileId> Desk::abandoned() const {
+  posix::become_daemon();
+  std::vector<FileId> files;
+  for (const std::string& name : journals_in(state_->get())) {
+    const auto journal = Journal::take_left(state_, name);
+    if (!journal) continue;
+    const auto entry = journal->read();
+    if (entry && *entry) files.push_back((*entry)->file);
+  }
+  return files;
+}
+
 Recovered Desk::recover(int root) const {
   posix::become_daemon();
   Recovered recovered;

@@ -23,6 +23,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/caller.h"
 #include "base/unique_fd.h"
@@ -116,6 +117,9 @@ class Desk {
   // somebody who died had begun with it. ESTALE: the name is no longer that file's. EBUSY too if
   // what was begun cannot be settled from here.
   [[nodiscard]] Outcome<Session> begin(const Place& place, std::int64_t deadline_ns) const;
+
+  // The files whose journals tell of something that was begun and that nobody is at.
+  [[nodiscard]] std::vector<FileId> abandoned() const;
 
   // Settles whatever dead daemons had begun on the file system of `root` (any descriptor on it):
   // at mount, and when another daemon is seen to have died. Waits for nobody; no scan of any tree.

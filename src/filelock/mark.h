@@ -4,9 +4,9 @@
 // side files carry one of kind kSide with the same id. Being on the inode it holds for all hard
 // links, all mounts and wherever the tree is moved to.
 //
-// A daemon run by root keeps it in trusted.*, which only root (CAP_SYS_ADMIN in the first user
-// namespace) can read or write on any path; one run by a user, whose mount is for himself, in
-// user.*.
+// A daemon run by root keeps it in security.*, which only root (CAP_SYS_ADMIN) can change and which
+// takes no right to read, so that a thread need not be the daemon to look at it; one run by a user,
+// whose mount is for himself, in user.*.
 #pragma once
 
 #include <sys/types.h>
@@ -52,9 +52,9 @@ struct Mark {
   std::string name;     // of the locked file, likewise
 };
 
-// The mark of any descriptor's file, O_PATH ones too; nothing if there is none. One system call
-// when the thread is the daemon, which it is afterwards. EACCES counts as none: only a daemon that
-// is not root can meet it, at a file it may not read.
+// The mark of any descriptor's file, O_PATH ones too; nothing if there is none. One system call,
+// whoever the thread is acting as. EACCES counts as none: only a daemon that is not root can meet
+// it, at a file it may not read.
 [[nodiscard]] Result<std::optional<Mark>> read_mark(int fd);
 
 // Names under which marks are kept, by whatever daemon: to be hidden from users and refused to

@@ -31,7 +31,8 @@ ChangeEdge::Verdict ChangeEdge::look(int fd, FileId file, std::uint64_t version,
   }
   // In this order: a transition changes the mark while it is under way, so if there is none (any
   // more) the mark is what it made it, until the version is another one.
-  if (const auto uid = gate_.transition_on(file)) return {*uid, true};
+  const auto passing = gate_.transition_on(file);
+  if (passing && *passing != kForNobody) return {*passing, true};
   const auto mark = filelock::read_mark(fd);
   Allowed allowed = kEverybody;
   if (!mark) {
@@ -49,6 +50,7 @@ ChangeEdge::Verdict ChangeEdge::look(int fd, FileId file, std::uint64_t version,
                  file.ino);
     }
   }
+  if (passing) return {allowed, true};
   if (known != nullptr) known->store(known_as(version, allowed), std::memory_order_relaxed);
   return {allowed, false};
 }
@@ -74,7 +76,8 @@ Result<ChangePass> ChangeEdge::admit(int fd, const Change& change,
       fault_point("fuse.change_admitted");
       return pass;
     }
-    if (caller.uid != verdict.allowed && !is_admin_(caller)) {
+    const bool may = verdict.allowed == kEverybody || caller.uid == verdict.allowed;
+    if (!may && !is_admin_(caller)) {
       return refuse(change.file, caller, verdict.allowed, refusal);
     }
     if (!verdict.passing) return pass;

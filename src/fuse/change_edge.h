@@ -58,6 +58,9 @@ class ChangeEdge {
   // The bytes of a file that is open nowhere yet, or cut by name.
   Result<ChangePass> admit(int fd, FileId file, ByteRange range, const Caller& caller);
 
+  // The uid of a transition that nobody asked for: what was begun before is settled.
+  static constexpr std::uint32_t kForNobody = 0xFFFFFFFE;
+
   // Whether nobody but he who locked it and admins may modify it now: for what is written back of
   // pages that several may have written to, so that it cannot be said who.
   bool is_locked(const OpenFile& file);

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <utility>
 
 #include "base/clock.h"
@@ -18,7 +17,6 @@
 #include "filelock/side_files.h"
 #include "posix/attributes.h"
 #include "posix/credentials.h"
-#include "posix/dir_stream.h"
 #include "posix/mappings.h"
 #include "posix/sys.h"
 
@@ -33,8 +31,6 @@ constexpr std::int64_t kTickNs = 1'000'000'000;
 // How long a last close(2) may be on its way to the daemon.
 constexpr std::int64_t kClosingNs = 300'000'000;
 constexpr useconds_t kStepUs = 5'000;
-// For whom a transition is under way that nobody asked for.
-constexpr std::uint32_t kNobody = 0xFFFFFFFE;
 
 FilelockFailure failure(int err, std::string words = "") { return {err, std::move(words)}; }
 FilelockFailure failure(const filelock::Failure& why) { return {why.code.value(), why.words}; }
@@ -82,15 +78,6 @@ class Passage {
   ChangeGate* gate_;
   ChangeTicket ticket_;
 };
-
-// The file a journal in the state directory is named after.
-std::optional<FileId> journal_file(const char* name) {
-  if (!filelock::is_journal_name(name)) return std::nullopt;
-  char* end = nullptr;
-  const std::uint64_t dev = std::strtoull(name, &end, 16);
-  if (end == nullptr || *end != '-') return std::nullopt;
-  return FileId{dev, std::strtoull(end + 1, nullptr, 16)};
-}
 
 // What is left of locks whose file is gone, or has another's name now: goes if he who asks made it,
 // or is an admin. False: there is nothing.
@@ -165,28 +152,24 @@ void MountFilelocks::tick() noexcept {
   }
 }
 
+// As seldom as there is something to do: what cannot be settled from here (it is on another file
+// system, or in a directory that cannot be found) is left to who comes to the file.
 void MountFilelocks::recover() noexcept {
   try {
-    posix::become_daemon();
-    posix::DirStream names{UniqueFd{
-        ::open(options_.state_directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)}};
+    auto files = desk_->abandoned();
+    if (files == left_) return;
     std::vector<Passage> passages;
-    for (;;) {
-      const auto item = names.peek(4096);
-      if (!item || *item == nullptr) break;
-      if (const auto file = journal_file((*item)->name)) {
-        if (auto ticket = gate_.begin_transition(*file, kNobody)) {
-          passages.emplace_back(gate_, *ticket);
-          static_cast<void>(gate_.wait_for_changes(*file, monotonic_ns() + kPatienceNs));
-        }
-      }
-      names.advance();
+    for (const FileId& file : files) {
+      auto ticket = gate_.begin_transition(file, ChangeEdge::kForNobody);
+      if (!ticket) break;
+      passages.emplace_back(gate_, *ticket);
+      static_cast<void>(gate_.wait_for_changes(file, monotonic_ns() + kPatienceNs));
     }
-    if (passages.empty()) return;
     const auto done = desk_->recover(inodes_.root()->fd.get());
     if (done.settled != 0) {
       log::warn("{} filelock(s) that a daemon which is gone was at are settled", done.settled);
     }
+    left_ = desk_->abandoned();
   } catch (const std::exception& e) {
     log::error("filelocks: {}", e.what());
   }
@@ -407,6 +390,7 @@ Result<std::optional<control::FilelockEntry>> MountFilelocks::find(std::string_v
   shown += path.substr(std::min(path.size(), path.find_first_not_of('/')));
   const int file = place->file ? place->file.get() : -1;
   if (!FilelockWalk::describe(place->directory.get(), place->name, file, shown, entry)) {
+    if (file < 0) return errno_code(ENOENT);
     return std::optional<control::FilelockEntry>{};
   }
   return std::optional{std::move(entry)};

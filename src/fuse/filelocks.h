@@ -83,7 +83,8 @@ class MountFilelocks final : public control::Filelocks {
   Storers storers_;
   dev_t own_device_{};  // of the mount
   std::optional<filelock::Desk> desk_;
-  std::string no_desk_;  // why
+  std::string no_desk_;       // why
+  std::vector<FileId> left_;  // the timer's: what it could not settle last time
   std::atomic<bool> stopping_{false};
   std::optional<Timer> timer_;  // last: what it runs uses the others
 };

@@ -243,7 +243,7 @@ TEST_F(FilelockRefusal, MarksAreSeenThroughAnyDescriptorAndByAnyThread) {
   const UniqueFd reading{::open(path("f").c_str(), O_RDONLY | O_CLOEXEC)};
   const auto plain = read_mark(reading.get());
   ASSERT_TRUE(plain && *plain);
-  // A thread that acts for a user sees no trusted.* by itself.
+  // Also by one that acts for a user.
   std::thread{[&] {
     const Caller user{1000, 1000, 0, 022};
     EXPECT_TRUE(posix::become_caller(user));
