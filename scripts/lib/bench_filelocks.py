@@ -35,7 +35,7 @@ class Mount:
         self.many.mkdir()
         run(["mount", "-t", "tmpfs", "-o", "size=4g,nr_inodes=1m", "tmpfs", str(self.many)])
         stack.callback(run, ["umount", str(self.many)])
-        table = f"bench-{os.getpid()}-{name}"
+        table = f"bench-{os.getpid()}-" + name.replace(" ", "-").replace(",", "")
         run([str(latchfs), "-o", f"table={table},transport=dev", str(self.source), str(self.path)])
         stack.callback(pathlib.Path(f"/run/latchfs/{table}.table").unlink, missing_ok=True)
         stack.callback(self.unmount)
@@ -167,7 +167,7 @@ def main():
         stack.callback(shutil.rmtree, base, ignore_errors=True)
         mounts = [Mount("before", args.before, base, stack)] if args.before else []
         none = Mount("none locked", ours, base, stack)
-        many = Mount(f"{LOCKED} locked", ours, base, stack)
+        many = Mount(f"{LOCKED:,} locked", ours, base, stack)
         report = {**about(args.build, base), "rounds": args.rounds}
         print("locking 100,000 files", file=sys.stderr)
         report["many_ms"] = many.lock_many()
