@@ -63,6 +63,7 @@ void remove_table(const std::string& name) {
   std::error_code ignored;
   const std::string users = "latchfs-" + std::to_string(::geteuid()) + ".";
   files::remove("/run/latchfs/" + name + ".table", ignored);
+  files::remove_all("/var/lib/latchfs/" + name, ignored);
   for (const auto& entry : files::directory_iterator{"/dev/shm", ignored}) {
     const std::string file = entry.path().filename().string();
     if (file.rfind("latchfs-" + name + "-", 0) == 0) files::remove(entry.path(), ignored);

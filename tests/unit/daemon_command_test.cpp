@@ -51,6 +51,7 @@ class Command : public ::testing::Test {
     sh(all + all);
     fs::remove_all(dir_);
     fs::remove("/run/latchfs/" + table_ + ".table");
+    fs::remove_all("/var/lib/latchfs/" + table_);
   }
 
   [[nodiscard]] fs::path src() const { return dir_ / "src"; }
