@@ -5,9 +5,11 @@
 // refused because the other user maps the file, or because the file has no name just then, is asked
 // for again.
 #include <gtest/gtest.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
@@ -54,6 +56,38 @@ Sample sample(const std::string& path) {
                              " size " + std::to_string(st.st_size)};
 }
 
+// Now and then, modifications that have looked whether they may are held for some milliseconds:
+// else hardly one is in flight for as long as a filelock takes. Made before the daemons start.
+class Gate {
+ public:
+  Gate() {
+    path_ = place_.path() + "/gate";
+    ::setenv("LATCHFS_FAULT", ("fuse.change_admitted=hold:" + path_).c_str(), 1);
+    keeper_ = ::fork();
+    if (keeper_ != 0) return;
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;) {
+      std::ofstream{path_};
+      ::chmod(path_.c_str(), 0666);
+      ::usleep(25'000);
+      ::unlink(path_.c_str());
+      ::usleep(60'000);
+    }
+  }
+  ~Gate() {
+    ::unsetenv("LATCHFS_FAULT");
+    ::kill(keeper_, SIGKILL);
+    ::waitpid(keeper_, nullptr, 0);
+  }
+  Gate(const Gate&) = delete;
+  Gate& operator=(const Gate&) = delete;
+
+ private:
+  const TempDir place_;  // last to go, and the gate with it
+  std::string path_;
+  pid_t keeper_{};
+};
+
 class FilelockRace : public ::testing::Test {
  protected:
   FilelockRace() {
@@ -80,6 +114,7 @@ class FilelockRace : public ::testing::Test {
   void round(int number);
   void map_round(const MountFixture& by);
 
+  const Gate gate_;
   const MountFixture first_;
   const MountFixture second_{first_.another()};
   std::optional<Hammers> hammers_;
