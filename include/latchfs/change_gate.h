@@ -40,7 +40,7 @@ class ChangeGate {
   virtual ~ChangeGate() = default;
 
   // In flight from the return on until end_change(), or the death of the daemon, of which the
-  // others clear it. Each thread has at most two at once (rename).
+  // others clear it. Each thread has at most two at once.
   [[nodiscard]] virtual ChangeTicket begin_change(const Change& change) noexcept = 0;
   virtual void end_change(ChangeTicket ticket) noexcept = 0;
 

@@ -76,17 +76,46 @@ Result<ChangePass> ChangeEdge::admit(int fd, const Change& change,
       fault_point("fuse.change_admitted");
       return pass;
     }
-    const bool may = verdict.allowed == kEverybody || caller.uid == verdict.allowed;
-    if (!may && !is_admin_(caller)) {
-      return refuse(change.file, caller, verdict.allowed, refusal);
-    }
+    if (!may(verdict, caller)) return refuse(change.file, caller, verdict.allowed, refusal);
     if (!verdict.passing) return pass;
     // Not in flight meanwhile: it would be waited for.
     pass = ChangePass{};
-    const std::int64_t now = monotonic_ns();
-    if (deadline == 0) deadline = now + kPatienceNs;
-    if (now >= deadline) return errno_code(EBUSY);
-    ::usleep(kStepUs);
+    if (!wait_a_moment(deadline)) return errno_code(EBUSY);
+  }
+}
+
+bool ChangeEdge::wait_a_moment(std::int64_t& deadline) {
+  const std::int64_t now = monotonic_ns();
+  if (deadline == 0) deadline = now + kPatienceNs;
+  if (now >= deadline) return false;
+  ::usleep(kStepUs);
+  return true;
+}
+
+Result<ChangePass> ChangeEdge::admit_names(FileId directory, const FindNamed& find,
+                                           const Caller& caller) {
+  Change change;
+  change.file = names_of(directory);
+  change.holder.pid = static_cast<std::uint32_t>(caller.pid);
+  change.holder.uid = caller.uid;
+  for (std::int64_t deadline = 0;;) {
+    // Before the names are looked up: who locks what has one of them by then is seen, or waits.
+    ChangePass pass{gate_, gate_.begin_change(change)};
+    fault_point("fuse.change_begun");
+    const auto all = find();
+    if (!all) return all.error();
+    bool passing = false;
+    for (const Named& one : *all) {
+      const Verdict verdict = look(one.fd, one.file, 0, nullptr);
+      if (!may(verdict, caller)) return refuse(one.file, caller, verdict.allowed, EACCES);
+      passing |= verdict.passing;
+    }
+    if (!passing) {
+      fault_point("fuse.change_admitted");
+      return pass;
+    }
+    pass = ChangePass{};
+    if (!wait_a_moment(deadline)) return errno_code(EBUSY);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <utility>
+#include <vector>
 
 #include "base/caller.h"
 #include "base/seldom.h"
@@ -58,6 +59,19 @@ class ChangeEdge {
   // The bytes of a file that is open nowhere yet, or cut by name.
   Result<ChangePass> admit(int fd, FileId file, ByteRange range, const Caller& caller);
 
+  // What a call gives a name to or takes one from.
+  struct Named {
+    int fd{};
+    FileId file;
+  };
+  // All that has the names in question, found anew each time it is asked.
+  using FindNamed = std::function<Result<std::vector<Named>>()>;
+  // Names in a directory (or two on the same device). Whoever locks a file waits for all names in
+  // flight, not for those of the file only: which file a name leads to is what they change.
+  Result<ChangePass> admit_names(FileId directory, const FindNamed& find, const Caller& caller);
+  // What stands for the names on a directory's device among the changes in flight: no file has it.
+  static FileId names_of(FileId directory) { return {directory.dev, 0}; }
+
   // The uid of a transition that nobody asked for: what was begun before is settled.
   static constexpr std::uint32_t kForNobody = 0xFFFFFFFE;
 
@@ -79,6 +93,12 @@ class ChangeEdge {
   Result<ChangePass> admit(int fd, const Change& change, std::atomic<std::uint64_t>* known,
                            const Caller& caller, int refusal);
   Verdict look(int fd, FileId file, std::uint64_t version, std::atomic<std::uint64_t>* known);
+  // Whether he need not be refused.
+  [[nodiscard]] bool may(const Verdict& verdict, const Caller& caller) const {
+    return verdict.allowed == kEverybody || caller.uid == verdict.allowed || is_admin_(caller);
+  }
+  // Sleeps a moment; false: for too long by now. deadline: 0 at first.
+  static bool wait_a_moment(std::int64_t& deadline);
   std::error_code refuse(FileId file, const Caller& caller, Allowed allowed, int refusal);
 
   ChangeGate& gate_;

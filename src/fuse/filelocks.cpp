@@ -235,12 +235,24 @@ MountFilelocks::Failure MountFilelocks::find_other_storers(const struct stat& st
 MountFilelocks::Failure MountFilelocks::quiesce(const MountFileView::Place& place, FileId file,
                                                 const Caller& caller) {
   fault_point("fuse.filelock_wait");
-  const auto left = gate_.wait_for_changes(file, monotonic_ns() + kPatienceNs);
+  const std::int64_t deadline = monotonic_ns() + kPatienceNs;
+  auto left = gate_.wait_for_changes(file, deadline);
+  const auto directory = posix::stat_of(place.directory.get());
+  if (!directory) return failure(directory.error().value());
+  if (left.empty()) {
+    left = gate_.wait_for_changes(ChangeEdge::names_of(posix::file_id(*directory)), deadline);
+  }
   if (!left.empty()) {
     return failure(EBUSY,
                    fmt::format("process {} of {} is modifying it and does not come to an end",
                                left.front().holder.pid, describe_user(left.front().holder.uid)));
   }
+  // What was in flight may have taken the name from it. From here on nobody can.
+  struct stat named {};
+  if (::fstatat(place.directory.get(), place.name.c_str(), &named, AT_SYMLINK_NOFOLLOW) != 0) {
+    return failure(errno);
+  }
+  if (posix::file_id(named) != file) return failure(ESTALE, "its name is no longer its own");
   const auto st = posix::stat_of(place.file.get());
   if (!st) return failure(st.error().value());
   return find_storers(place.file.get(), *st, file, caller);

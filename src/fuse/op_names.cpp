@@ -2,6 +2,9 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 
+#include <utility>
+#include <vector>
+
 #include "fuse/file_system.h"
 #include "fuse/ops.h"
 #include "posix/credentials.h"
@@ -47,14 +50,13 @@ Result<UniqueFd> hold(int dir, const char* name) {
   return held;
 }
 
-// Leave to give or take a file's names.
-Result<ChangePass> admit_names(FileSystem& fs, const UniqueFd& held, const Caller& caller) {
-  if (!held) return ChangePass{};
+// To be asked whether it may lose or get a name. Filelocks are on regular files.
+Result<void> add(const UniqueFd& held, std::vector<ChangeEdge::Named>& all) {
+  if (!held) return {};
   const auto st = posix::stat_of(held.get());
   if (!st) return st.error();
-  // Filelocks are on regular files.
-  if (!S_ISREG(st->st_mode)) return ChangePass{};
-  return fs.changes.admit(held.get(), posix::file_id(*st), caller, EACCES);
+  if (S_ISREG(st->st_mode)) all.push_back({held.get(), posix::file_id(*st)});
+  return {};
 }
 
 void note_if_removed(FileSystem& fs, UniqueFd held) {
@@ -111,12 +113,19 @@ void op_unlink(fuse_req_t req, fuse_ino_t parent, const char* name) noexcept {
     const auto dir = find_dir(fs, parent);
     if (!dir) return dir.error();
     if (fs.is_control_name(parent, name)) return errno_code(EPERM);
-    auto victim = hold((*dir)->fd.get(), name);
-    if (!victim) return victim.error();
-    const auto leave = admit_names(fs, *victim, caller_of(req));
+    UniqueFd victim;
+    const auto find = [&]() -> Result<std::vector<ChangeEdge::Named>> {
+      auto held = hold((*dir)->fd.get(), name);
+      if (!held) return held.error();
+      victim = std::move(*held);
+      std::vector<ChangeEdge::Named> all;
+      if (auto r = add(victim, all); !r) return r.error();
+      return all;
+    };
+    const auto leave = fs.changes.admit_names((*dir)->id, find, caller_of(req));
     if (!leave) return leave.error();
     if (auto r = posix::remove_file((*dir)->fd.get(), name, caller_of(req)); !r) return r;
-    note_if_removed(fs, std::move(*victim));
+    note_if_removed(fs, std::move(victim));
     reply.done();
     return {};
   });
@@ -153,23 +162,32 @@ void op_rename(fuse_req_t req, fuse_ino_t parent, const char* name, fuse_ino_t n
     const bool makes_side_name = !fs.may_make(new_name, caller) ||
                                  ((flags & RENAME_EXCHANGE) != 0 && !fs.may_make(name, caller));
     if (makes_side_name) return errno_code(EACCES);
-    const auto moved = hold(from_fd, name);
-    if (!moved) return moved.error();
-    auto target =
-        (flags & RENAME_NOREPLACE) != 0 ? Result<UniqueFd>{UniqueFd{}} : hold(to_fd, new_name);
-    if (!target) return target.error();
-    const auto leave = admit_names(fs, *moved, caller);
+    UniqueFd moved;
+    UniqueFd target;
+    const auto find = [&]() -> Result<std::vector<ChangeEdge::Named>> {
+      auto one = hold(from_fd, name);
+      if (!one) return one.error();
+      auto other =
+          (flags & RENAME_NOREPLACE) != 0 ? Result<UniqueFd>{UniqueFd{}} : hold(to_fd, new_name);
+      if (!other) return other.error();
+      moved = std::move(*one);
+      target = std::move(*other);
+      std::vector<ChangeEdge::Named> all;
+      if (auto r = add(moved, all); !r) return r.error();
+      if (auto r = add(target, all); !r) return r.error();
+      return all;
+    };
+    // (Two directories of one rename are on one device.)
+    const auto leave = fs.changes.admit_names((*to)->id, find, caller);
     if (!leave) return leave.error();
-    const auto leave_target = admit_names(fs, *target, caller);
-    if (!leave_target) return leave_target.error();
     if (auto r = posix::rename_entry(from_fd, name, to_fd, new_name, flags, caller); !r) {
       return r;
     }
-    note_renamed(fs, *moved, new_parent, new_name);
+    note_renamed(fs, moved, new_parent, new_name);
     if ((flags & RENAME_EXCHANGE) != 0) {
-      note_renamed(fs, *target, parent, name);
+      note_renamed(fs, target, parent, name);
     } else {
-      note_if_removed(fs, std::move(*target));
+      note_if_removed(fs, std::move(target));
     }
     reply.done();
     return {};
