@@ -57,6 +57,19 @@ class ChangeGate {
   // The uid for which a transition of the file is under way.
   [[nodiscard]] virtual std::optional<std::uint32_t> transition_on(FileId file) const noexcept = 0;
 
+  // Somebody has the file open so that he could map it and modify it without being asked: known to
+  // all mounts from the return on until leave_storer() or the death of the daemon.
+  struct Storer {
+    std::uint32_t uid{};
+    std::uint32_t gid{};
+    std::uint32_t pid{};  // thread id
+  };
+  [[nodiscard]] virtual ChangeTicket enter_storer(FileId file, const Storer& who) noexcept = 0;
+  virtual void leave_storer(ChangeTicket ticket) noexcept = 0;
+  // Who has, of all mounts. ENOBUFS: there are more than is kept of, this file's perhaps among
+  // them.
+  [[nodiscard]] virtual Result<std::vector<Storer>> storers(FileId file) const = 0;
+
   // Waits until what was in flight on the file at some moment of the call is over, in this mount
   // and all others. What was still in flight at the deadline (CLOCK_MONOTONIC ns), empty if
   // nothing.

@@ -25,6 +25,8 @@ namespace latchfs::control {
 class FilelockRequests final : public Requests {
  public:
   static constexpr std::size_t kMaxReply = std::size_t{1} << 20;
+  // After so long no further path of a request is begun.
+  static constexpr std::int64_t kMostNs = 60'000'000'000;
 
   FilelockRequests(const Context& context, FilelockAct act) : context_{context}, act_{act} {}
 

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -206,7 +207,7 @@ std::vector<FileId> Desk::abandoned() const {
   return files;
 }
 
-Recovered Desk::recover(int root) const {
+Recovered Desk::recover(int root, const std::vector<FileId>* only) const {
   posix::become_daemon();
   Recovered recovered;
   const auto anchor = reopen(root, O_RDONLY);
@@ -219,6 +220,11 @@ Recovered Desk::recover(int root) const {
     }
     const auto entry = journal->read();
     if (!entry) continue;
+    if (*entry && only != nullptr &&
+        std::find(only->begin(), only->end(), (*entry)->file) == only->end()) {
+      ++recovered.left;
+      continue;
+    }
     const Settled settled = *entry ? settle_left(state_, **entry, anchor->get()) : Settled::kYes;
     switch (settled) {
       case Settled::kYes:

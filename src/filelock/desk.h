@@ -124,7 +124,8 @@ class Desk {
   // Settles whatever dead daemons had begun on the file system of `root` (any descriptor on it):
   // at mount, and when another daemon is seen to have died. Waits for nobody; no scan of any tree.
   // May be called at any time, by any number of daemons at once, again and again.
-  Recovered recover(int root) const;
+  // only: of these files, in which nobody is at work; those of all others are left.
+  Recovered recover(int root, const std::vector<FileId>* only = nullptr) const;
 
  private:
   explicit Desk(Journal::StateDir state) : state_{std::move(state)} {}

@@ -40,6 +40,12 @@ bool is_side_name(std::string_view name) noexcept {
          (name.ends_with(kBackup) || name.ends_with(kMetadata));
 }
 
+bool is_reserved_name(std::string_view name) noexcept {
+  constexpr std::string_view kEnd = ".tmp";
+  return is_side_name(name) || (name.rfind(".latchfs-", 0) == 0 && name.size() >= kEnd.size() &&
+                                name.substr(name.size() - kEnd.size()) == kEnd);
+}
+
 std::string temporary_name(const LockId& id) { return fmt::format(".latchfs-{}.tmp", id.text()); }
 
 Result<Side> look_at_side(int dir, const std::string& name, const LockId& id) {

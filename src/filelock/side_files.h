@@ -26,6 +26,8 @@ struct SideNames {
 [[nodiscard]] Outcome<SideNames> side_names(std::string_view name);
 // Whether it is the name of a side file of something.
 [[nodiscard]] bool is_side_name(std::string_view name) noexcept;
+// Whether latchfs itself makes files of that name: of a side file, or what is to become one.
+[[nodiscard]] bool is_reserved_name(std::string_view name) noexcept;
 // What metadata is called before it takes the place of other metadata.
 [[nodiscard]] std::string temporary_name(const LockId& id);
 

@@ -13,6 +13,7 @@ namespace {
 // How long who may modify the file anyway waits for its filelock to be there, or gone.
 constexpr std::int64_t kPatienceNs = 5'000'000'000;
 constexpr useconds_t kStepUs = 500;
+constexpr int kMostWaiting = 4;
 
 // OpenFile::filelock: the low half of the version, and who was allowed then.
 constexpr std::uint64_t known_as(std::uint64_t version, std::uint32_t allowed) {
@@ -85,11 +86,15 @@ Result<ChangePass> ChangeEdge::admit(int fd, const Change& change,
 }
 
 bool ChangeEdge::wait_a_moment(std::int64_t& deadline) {
+  // Each that waits holds a thread of the daemon, which has others to serve.
+  static std::atomic<int> waiting{0};
   const std::int64_t now = monotonic_ns();
   if (deadline == 0) deadline = now + kPatienceNs;
   if (now >= deadline) return false;
-  ::usleep(kStepUs);
-  return true;
+  const bool room = waiting.fetch_add(1, std::memory_order_relaxed) < kMostWaiting;
+  if (room) ::usleep(kStepUs);
+  waiting.fetch_sub(1, std::memory_order_relaxed);
+  return room;
 }
 
 Result<ChangePass> ChangeEdge::admit_names(FileId directory, const FindNamed& find,

@@ -38,10 +38,9 @@ struct FileSystem : transport::Channel {
   // as the locked files are.)
   [[nodiscard]] bool may_make(std::string_view name, const Caller& caller) const;
 
-  // Who has the file open so that he could map it and modify it unseen: not where mappings are
-  // refused, nor where what is stored to them is written through the daemon and nobody else sees it
-  // before.
-  [[nodiscard]] std::vector<Caller> unseen_storers(FileId file);
+  // Whether what is stored to a shared mapping of the mount's files may be there before, or
+  // without, the daemon being asked.
+  [[nodiscard]] bool maps_shared();
 
   // Whether files open to be read only may be passed through. Any thread; may call become_daemon().
   [[nodiscard]] bool passes_through();
@@ -63,6 +62,7 @@ struct FileSystem : transport::Channel {
 
   const MountConfig config;
   LockService& service;
+  ChangeGate& gate;
   const std::unique_ptr<posix::InodeTable> inodes;
   BackingFiles backing{*this};
   HandleTable<OpenFile> files;

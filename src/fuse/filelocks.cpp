@@ -159,13 +159,16 @@ void MountFilelocks::recover() noexcept {
     auto files = desk_->abandoned();
     if (files == left_) return;
     std::vector<Passage> passages;
+    std::vector<FileId> quiet;
     for (const FileId& file : files) {
       auto ticket = gate_.begin_transition(file, ChangeEdge::kForNobody);
       if (!ticket) break;
       passages.emplace_back(gate_, *ticket);
-      static_cast<void>(gate_.wait_for_changes(file, monotonic_ns() + kPatienceNs));
+      if (gate_.wait_for_changes(file, monotonic_ns() + kPatienceNs).empty()) {
+        quiet.push_back(file);
+      }
     }
-    const auto done = desk_->recover(inodes_.root()->fd.get());
+    const auto done = desk_->recover(inodes_.root()->fd.get(), &quiet);
     if (done.settled != 0) {
       log::warn("{} filelock(s) that a daemon which is gone was at are settled", done.settled);
     }
@@ -186,7 +189,6 @@ filelock::Desk* MountFilelocks::desk(Failure& why) {
 // could hold against either.
 MountFilelocks::Failure MountFilelocks::find_storers(int path_fd, const struct stat& st,
                                                      FileId file, const Caller& caller) {
-  const auto may = [&](uid_t uid) { return uid == caller.uid || uid == 0; };
   posix::become_daemon();
   const UniqueFd fd{::openat(posix::self_fds(), posix::FdName{path_fd}.c_str(),
                              O_RDONLY | O_NOATIME | O_NONBLOCK | O_CLOEXEC)};
@@ -194,40 +196,34 @@ MountFilelocks::Failure MountFilelocks::find_storers(int path_fd, const struct s
   const std::int64_t deadline = monotonic_ns() + kClosingNs;
   for (;;) {
     if (fd && posix::has_no_writer(fd.get())) return std::nullopt;
-    const auto openers = storers_ ? storers_(file) : std::vector<Caller>{};
-    const auto other = std::find_if(openers.begin(), openers.end(), [&](const Caller& opener) {
-      return !may(opener.uid) && !view_.is_admin(opener);
+    const auto storers = gate_.storers(file);
+    if (!storers) return failure(EBUSY, "too many files are open for reading and writing");
+    const auto other = std::find_if(storers->begin(), storers->end(), [&](const auto& who) {
+      const Caller opener{who.uid, who.gid, static_cast<pid_t>(who.pid), 0};
+      return who.uid != caller.uid && !view_.is_admin(opener);
     });
-    Failure why;
-    if (other != openers.end()) {
-      why = failure(
-          EBUSY, fmt::format("process {} ({}) of {} has it open for reading and writing, and "
-                             "could map and modify it",
-                             other->pid, log::printable(posix::describe_process(other->pid).comm),
-                             describe_user(other->uid)));
-    } else {
-      why = find_other_storers(st, caller);
+    if (other == storers->end()) return find_mappings(st, caller);
+    if (monotonic_ns() >= deadline) {
+      const auto process = posix::describe_process(static_cast<pid_t>(other->pid));
+      return failure(
+          EBUSY, fmt::format("process {} ({}) of {} has it open for reading and writing, "
+                             "and could map and modify it",
+                             other->pid, log::printable(process.comm), describe_user(other->uid)));
     }
-    if (!why || monotonic_ns() >= deadline) return why;
     ::usleep(kStepUs);
   }
 }
 
-MountFilelocks::Failure MountFilelocks::find_other_storers(const struct stat& st,
-                                                           const Caller& caller) {
+MountFilelocks::Failure MountFilelocks::find_mappings(const struct stat& st, const Caller& caller) {
   struct stat shown = st;
   inodes_.show(shown);
-  const auto all = posix::possible_storers(shown.st_ino);
-  if (!all) return failure(all.error().value(), "who has it mapped cannot be told");
-  for (const posix::Storer& storer : *all) {
-    const posix::Process& process = storer.process;
+  const auto all = posix::shared_writers(shown.st_ino);
+  if (!all) return failure(EBUSY, "it cannot be told who has it mapped");
+  for (const posix::Process& process : *all) {
     if (process.uid == caller.uid || process.uid == 0) continue;
-    if (!storer.maps && storer.dev == own_device_) continue;  // storers_ knows better
-    return failure(EBUSY, fmt::format("process {} ({}) of {} has it {}", process.pid,
-                                      log::printable(process.comm), describe_user(process.uid),
-                                      storer.maps ? "mapped and could modify it"
-                                                  : "open for reading and writing, and could map "
-                                                    "and modify it"));
+    return failure(
+        EBUSY, fmt::format("process {} ({}) of {} has it mapped and could modify it", process.pid,
+                           log::printable(process.comm), describe_user(process.uid)));
   }
   return std::nullopt;
 }
@@ -286,6 +282,7 @@ MountFilelocks::Failure MountFilelocks::apply_to(const MountFileView::Place& pla
   if (const auto r = posix::check_access(place.file.get(), W_OK, caller); !r) {
     return failure(r.error().value());
   }
+  if (stopping_) return failure(EBUSY, "the mount is coming to its end");
   Failure why;
   filelock::Desk* const at = desk(why);
   if (at == nullptr) return why;

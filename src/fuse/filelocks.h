@@ -38,15 +38,10 @@ class MountFilelocks final : public control::Filelocks {
   void refresh_by(std::function<void(std::uint64_t node)> refresh) {
     refresh_ = std::move(refresh);
   }
-  // Likewise: who opened the file for reading and writing through this mount, where what is stored
-  // to a mapping made with that would not come to the daemon.
-  using Storers = std::function<std::vector<Caller>(FileId file)>;
-  void storers_by(Storers storers, dev_t own_device) {
-    storers_ = std::move(storers);
-    own_device_ = own_device;
-  }
   // Finishes or undoes what a daemon that is gone was at, now and every second. Once.
   void start();
+  // Requests that are begun from now on are refused. Any time.
+  void refuse_all() noexcept { stopping_ = true; }
   // No more of that; waits for what is under way.
   void stop() noexcept;
 
@@ -68,7 +63,7 @@ class MountFilelocks final : public control::Filelocks {
   Failure quiesce(const MountFileView::Place& place, FileId file, const Caller& caller);
   // Who could modify it without being asked, if anybody could.
   Failure find_storers(int path_fd, const struct stat& st, FileId file, const Caller& caller);
-  Failure find_other_storers(const struct stat& st, const Caller& caller);
+  Failure find_mappings(const struct stat& st, const Caller& caller);
   filelock::Desk* desk(Failure& why);
   void refresh(int fd);
   void recover() noexcept;
@@ -80,8 +75,6 @@ class MountFilelocks final : public control::Filelocks {
   const Options options_;
   FilelockWalk walk_;
   std::function<void(std::uint64_t node)> refresh_;
-  Storers storers_;
-  dev_t own_device_{};  // of the mount
   std::optional<filelock::Desk> desk_;
   std::string no_desk_;       // why
   std::vector<FileId> left_;  // the timer's: what it could not settle last time

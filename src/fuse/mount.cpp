@@ -288,8 +288,6 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
   if (const auto dev = mounted_at(mountpoint)) {
     impl->device = *dev;
     impl->fs.inodes->set_own_mount(*dev, std::move(covered));
-    impl->fs.filelocks.storers_by([&fs = impl->fs](FileId file) { return fs.unseen_storers(file); },
-                                  *dev);
   }
   if (const auto settled = settle_flags(mountpoint, asked); !settled) {
     return fail("mount options of " + mountpoint + ": " + settled.error().message(),
@@ -340,6 +338,7 @@ int FuseMount::run() {
 
 void FuseMount::stop() noexcept {
   Impl& impl = *impl_;
+  impl.fs.filelocks.refuse_all();
   for (bool first = true;; first = false) {
     {
       const MutexLock hold{impl.stop_mu_};

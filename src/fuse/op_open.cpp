@@ -28,6 +28,11 @@ Result<OpenFilePtr> enter(FileSystem& fs, UniqueFd fd, FileId id, std::uint64_t 
     if (!pin) return pin.error();
     file->pin = std::move(*pin);
   }
+  if (file->readable() && file->writable() && fs.maps_shared()) {
+    file->stores.ticket =
+        fs.gate.enter_storer(id, {opener.uid, opener.gid, static_cast<std::uint32_t>(opener.pid)});
+    file->stores.gate = &fs.gate;
+  }
   if (fs.passes_through()) file->backing = fs.backing.enter(node, file->fd.get());
   file->fh = fs.files.insert(file);
   return file;
@@ -106,19 +111,18 @@ void op_create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode,
     if (!fs.may_make(name, caller)) return errno_code(EACCES);
     auto made = posix::create_file((*dir)->fd.get(), name, info->flags, mode, caller);
     if (!made) return made.error();
-    if (made->fresh) {
-      return finish_create(fs, reply, std::move(made->fd), parent, name, caller, info->flags);
-    }
-
+    // In flight until it is in the table of open files, as in op_open(); one that was just made may
+    // be locked by now as well.
     const auto st = posix::stat_of(made->fd.get());
     if (!st) return st.error();
     ChangePass change;
-    if ((info->flags & O_ACCMODE) != O_RDONLY) {
+    const bool cuts = !made->fresh && (info->flags & O_TRUNC) != 0;
+    if ((info->flags & O_ACCMODE) != O_RDONLY || cuts) {
       auto leave = fs.changes.admit(made->fd.get(), posix::file_id(*st), ByteRange{}, caller);
       if (!leave) return leave.error();
       change = std::move(*leave);
     }
-    if ((info->flags & O_TRUNC) == 0) {
+    if (!cuts) {
       return finish_create(fs, reply, std::move(made->fd), parent, name, caller, info->flags);
     }
     IoRequest io;

@@ -15,6 +15,7 @@
 #include "control/tree.h"
 #include "fuse/backing_files.h"
 #include "fuse/lock_data.h"
+#include "latchfs/change_gate.h"
 #include "latchfs/types.h"
 #include "posix/dir_stream.h"
 #include "posix/inode_table.h"
@@ -34,6 +35,17 @@ struct OpenFile {
   BackingFiles::Use backing;
   posix::PinPtr pin;  // only where files are not found by handle: what keeps node usable
   LockData locks;
+  // Told to all mounts while it could be mapped and stored to without the daemon being asked.
+  struct Stores {
+    Stores() = default;
+    Stores(const Stores&) = delete;
+    Stores& operator=(const Stores&) = delete;
+    ~Stores() {
+      if (gate != nullptr) gate->leave_storer(ticket);
+    }
+    ChangeGate* gate{};
+    ChangeTicket ticket;
+  } stores;
   std::atomic<std::uint64_t> filelock{0};  // ChangeEdge's: what it knew last
 
   [[nodiscard]] bool writable() const noexcept { return (flags & O_ACCMODE) != O_RDONLY; }

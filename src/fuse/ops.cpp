@@ -111,10 +111,11 @@ const fuse_lowlevel_ops& operations() {
 
 FileSystem::FileSystem(MountConfig c, transport::Wanted wanted,
                        std::unique_ptr<posix::InodeTable> table, LockService& lock_service,
-                       ChangeGate& gate, ParkingLot& lot)
+                       ChangeGate& change_gate, ParkingLot& lot)
     : Channel{wanted},
       config{std::move(c)},
       service{lock_service},
+      gate{change_gate},
       inodes{std::move(table)},
       view{*inodes, service, config.control_name, config.admin_gid},
       filelocks{gate, *inodes, view, {config.state_directory, config.control_name}},
@@ -127,16 +128,11 @@ FileSystem::FileSystem(MountConfig c, transport::Wanted wanted,
               !config.mandatory} {}
 
 bool FileSystem::may_make(std::string_view name, const Caller& caller) const {
-  return !filelock::is_side_name(name) || changes.is_admin(caller);
+  return !filelock::is_reserved_name(name) || changes.is_admin(caller);
 }
 
-std::vector<Caller> FileSystem::unseen_storers(FileId file) {
-  std::vector<Caller> found;
-  for (const OpenFilePtr& open : files.all()) {
-    if (open->id != file || !open->readable() || !open->writable()) continue;
-    if (open->backing.id() != 0 || page_cached()) found.push_back(open->opener);
-  }
-  return found;
+bool FileSystem::maps_shared() {
+  return passes_through() || page_cached() || (!config.mandatory && direct_mmap());
 }
 
 bool FileSystem::passes_through() {

@@ -6,13 +6,18 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <charconv>
+#include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string_view>
+#include <thread>
 
 #include "posix/credentials.h"
 #include "posix/mount_points.h"
@@ -56,8 +61,9 @@ std::optional<MapLine> parse(std::string_view line) {
 }
 
 // Whether the mapping at this range may be made writable: "mw" among the flags that smaps tells.
-bool may_write(pid_t pid, std::string_view range) {
-  std::ifstream smaps{fmt::format("/proc/{}/smaps", pid)};
+// maps: the file that the range is from.
+bool may_write(const std::string& maps, std::string_view range) {
+  std::ifstream smaps{fmt::format("{}/smaps", maps.substr(0, maps.rfind('/')))};
   bool here = false;
   for (std::string line; std::getline(smaps, line);) {
     const std::size_t space = line.find(' ');
@@ -86,56 +92,68 @@ bool is_ours(dev_t dev, pid_t pid) {
   return type.empty() || type == kLatchfsType;
 }
 
-std::optional<dev_t> mapped_through(pid_t pid, std::uint64_t ino) {
-  std::ifstream maps{fmt::format("/proc/{}/maps", pid)};
+enum class Maps : std::uint8_t { kNone, kOthers, kIt };
+
+// place: "/proc/PID/maps" or of a thread. kNone: it says nothing (a main thread that has ended).
+Maps look_at(const std::string& place, pid_t pid, std::uint64_t ino) {
+  std::ifstream maps{place};
+  Maps found = Maps::kNone;
   for (std::string text; std::getline(maps, text);) {
+    found = Maps::kOthers;
     const auto line = parse(text);
     if (!line || line->perms[3] != 's' || !is_number_of(line->ino, ino)) continue;
     const auto dev = parse_device(line->dev);
     if (!dev || !is_ours(*dev, pid)) continue;
-    if (line->perms[1] == 'w' || may_write(pid, line->range)) return dev;
+    if (line->perms[1] == 'w' || may_write(place, line->range)) return Maps::kIt;
   }
-  return std::nullopt;
+  return found;
 }
 
-// The device of a mount in the process's namespace.
-std::optional<dev_t> device_of_mount(pid_t pid, std::uint64_t mount_id) {
-  std::ifstream mounts{fmt::format("/proc/{}/mountinfo", pid)};
-  for (std::string line; std::getline(mounts, line);) {
-    unsigned long long id = 0;
-    unsigned long long parent = 0;
-    unsigned on_major = 0;
-    unsigned on_minor = 0;
-    if (std::sscanf(line.c_str(), "%llu %llu %u:%u", &id, &parent, &on_major, &on_minor) == 4 &&
-        id == mount_id) {
-      return makedev(on_major, on_minor);
-    }
-  }
-  return std::nullopt;
-}
-
-std::optional<dev_t> open_through(pid_t pid, std::uint64_t ino) {
-  const std::string place = fmt::format("/proc/{}/fdinfo", pid);
-  const std::unique_ptr<DIR, CloseDir> dir{::opendir(place.c_str())};
-  if (!dir) return std::nullopt;
-  while (const dirent* entry = ::readdir(dir.get())) {
+// All threads of a process have one memory, but the first one's end hides it from /proc/PID/maps.
+bool maps_it(pid_t pid, std::uint64_t ino) {
+  const Maps first = look_at(fmt::format("/proc/{}/maps", pid), pid, ino);
+  if (first != Maps::kNone) return first == Maps::kIt;
+  const std::string place = fmt::format("/proc/{}/task", pid);
+  const std::unique_ptr<DIR, CloseDir> tasks{::opendir(place.c_str())};
+  while (const dirent* entry = tasks ? ::readdir(tasks.get()) : nullptr) {
     if (entry->d_name[0] == '.') continue;
-    std::ifstream info{place + "/" + entry->d_name};
-    unsigned flags = 0;
-    unsigned long long mount_id = 0;
-    unsigned long long number = 0;
-    for (std::string line; std::getline(info, line);) {
-      if (std::sscanf(line.c_str(), "flags: %o", &flags) == 1) continue;
-      if (std::sscanf(line.c_str(), "mnt_id: %llu", &mount_id) == 1) continue;
-      if (std::sscanf(line.c_str(), "ino: %llu", &number) == 1) break;
-    }
-    if ((flags & O_ACCMODE) != O_RDWR || (flags & O_PATH) != 0) continue;
-    // (Linux before 5.14 tells no number: then it may be this one.)
-    if (number != 0 && !is_number_of(number, ino)) continue;
-    const auto dev = device_of_mount(pid, mount_id);
-    if (dev && is_ours(*dev, pid)) return dev;
+    const Maps of_thread = look_at(fmt::format("{}/{}/maps", place, entry->d_name), pid, ino);
+    if (of_thread != Maps::kNone) return of_thread == Maps::kIt;
   }
-  return std::nullopt;
+  return false;
+}
+
+// What a search that may never end leaves to those who wait for it.
+struct Search {
+  std::mutex mu;
+  std::condition_variable over;
+  bool done{};
+  std::error_code error;
+  std::vector<Process> found;
+};
+
+// Reading a process's maps waits for its execve(2) to be over, which may take as long as a FUSE
+// server of the user's own likes. Searches that are stuck so: no more are begun than these.
+constexpr int kMostSearches = 8;
+constexpr std::chrono::seconds kPatience{3};
+std::atomic<int> g_searches{0};
+
+void search(Search& into, std::uint64_t ino) {
+  become_daemon();
+  std::vector<Process> found;
+  std::error_code error;
+  const std::unique_ptr<DIR, CloseDir> proc{::opendir("/proc")};
+  if (!proc) error = last_errno();
+  const pid_t own = ::getpid();
+  while (const dirent* entry = proc ? ::readdir(proc.get()) : nullptr) {
+    const pid_t pid = std::atoi(entry->d_name);
+    if (pid > 0 && pid != own && maps_it(pid, ino)) found.push_back(describe_process(pid));
+  }
+  const std::lock_guard hold{into.mu};
+  into.found = std::move(found);
+  into.error = error;
+  into.done = true;
+  into.over.notify_all();
 }
 
 }  // namespace
@@ -166,22 +184,30 @@ bool has_no_writer(int fd) noexcept {
   return true;
 }
 
-Result<std::vector<Storer>> possible_storers(std::uint64_t ino) {
-  become_daemon();
-  const std::unique_ptr<DIR, CloseDir> proc{::opendir("/proc")};
-  if (!proc) return last_errno();
-  std::vector<Storer> found;
-  const pid_t own = ::getpid();
-  while (const dirent* entry = ::readdir(proc.get())) {
-    const pid_t pid = std::atoi(entry->d_name);
-    if (pid <= 0 || pid == own) continue;
-    if (const auto dev = mapped_through(pid, ino)) {
-      found.push_back({describe_process(pid), true, *dev});
-    } else if (const auto through = open_through(pid, ino)) {
-      found.push_back({describe_process(pid), false, *through});
-    }
+Result<std::vector<Process>> shared_writers(std::uint64_t ino) {
+  if (g_searches.fetch_add(1) >= kMostSearches) {
+    g_searches.fetch_sub(1);
+    return errno_code(EBUSY);
   }
-  return found;
+  const auto state = std::make_shared<Search>();
+  // A thread of its own, that can be left behind: it ends when what it waits for does.
+  std::thread{[state, ino] {
+    try {
+      search(*state, ino);
+    } catch (const std::exception&) {
+      const std::lock_guard hold{state->mu};
+      state->error = errno_code(ENOMEM);
+      state->done = true;
+      state->over.notify_all();
+    }
+    g_searches.fetch_sub(1);
+  }}.detach();
+  std::unique_lock hold{state->mu};
+  if (!state->over.wait_for(hold, kPatience, [&] { return state->done; })) {
+    return errno_code(ETIMEDOUT);
+  }
+  if (state->error) return state->error;
+  return std::move(state->found);
 }
 
 }  // namespace latchfs::posix

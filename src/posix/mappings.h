@@ -1,5 +1,4 @@
-// Who could modify a file without anybody being asked: by a shared mapping, or by a descriptor that
-// one could be made with.
+// Who could modify a file without anybody being asked: by a shared mapping.
 //
 // A mapping made through a mount outlives the descriptor it was made with, and the mount's daemon.
 // With passthrough the daemon hears of neither; what the kernel tells of it is in /proc/PID/maps:
@@ -28,17 +27,11 @@ struct Process {
 };
 [[nodiscard]] Process describe_process(pid_t pid);
 
-struct Storer {
-  Process process;
-  bool maps{};  // else: has it open for reading and writing
-  dev_t dev{};  // of the mount it does so through
-};
-
-// Processes other than this one with a shared mapping that is, or could be made, writable, or with
-// a descriptor that such a mapping can be made with, of a file of that number on a mount of this
-// program's type. Reads all of /proc, as the daemon: an ordinary user's sees his own processes,
-// which are the only ones that can reach his mount. (A descriptor that is on its way from one
-// process to another, in a socket, is not seen.)
-[[nodiscard]] Result<std::vector<Storer>> possible_storers(std::uint64_t ino);
+// Processes other than this one with a shared mapping that is, or could be made, writable, of a
+// file of that number on a mount of this program's type. Reads all of /proc: an ordinary user's
+// daemon sees his own processes, which are the only ones that can reach his mount. ETIMEDOUT after
+// three seconds: some process cannot be looked at now; EBUSY: too many such searches are stuck
+// already.
+[[nodiscard]] Result<std::vector<Process>> shared_writers(std::uint64_t ino);
 
 }  // namespace latchfs::posix

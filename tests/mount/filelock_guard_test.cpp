@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/xattr.h>
 
 #include <array>
@@ -210,9 +212,8 @@ TEST_F(FilelockGuard, AnotherUsersDescriptorThatCouldBeMappedMakesItFailAndNames
   EXPECT_EQ(lock("/a\n").err, 0) << "it is closed";
 }
 
-TEST_F(FilelockGuard, WhereTheDaemonSeesAllSuchADescriptorIsRefusedInstead) {
-  restart({"io=direct"});
-  void* at = MAP_FAILED;
+TEST_F(FilelockGuard, WhereNothingCanBeMappedSuchADescriptorIsRefusedInstead) {
+  restart({"enforce=mandatory"});
   int fd = -1;
   Actor opener{kOther,
                [&] {
@@ -222,16 +223,34 @@ TEST_F(FilelockGuard, WhereTheDaemonSeesAllSuchADescriptorIsRefusedInstead) {
                [&] {
                  if (::pwrite(fd, "x", 1, 0) >= 0) return 1;
                  if (errno != EACCES) return 2;
-                 at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-                 if (at == MAP_FAILED) return 0;
-                 *static_cast<volatile char*>(at) = 'm';
-                 return ::msync(at, 4096, MS_SYNC) == 0 ? 3 : 0;
+                 const void* at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+                 return at == MAP_FAILED ? 0 : 3;
                }};
   ASSERT_EQ(opener.first(), 0);
   ASSERT_EQ(lock("/a\n").err, 0);
   EXPECT_EQ(opener.next(), 0);
   EXPECT_EQ(content(source("a")), "alpha");
   EXPECT_EQ(content(path("a")), "alpha");
+}
+
+// Maps the file, gives the mapping to a child whose main thread ends, and lets go of it itself.
+int map_and_hide(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  void* const at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  ::close(fd);
+  if (at == MAP_FAILED) return errno;
+  if (::fork() != 0) return ::munmap(at, 4096) != 0 ? errno : 0;
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  std::thread{[] { ::sleep(60); }}.detach();
+  ::syscall(SYS_exit, 0);  // this thread alone
+  return 1;
+}
+
+TEST_F(FilelockGuard, AMappingIsSeenThoughItsMainThreadHasEnded) {
+  Actor mapper{kOther, [&] { return map_and_hide(path("a")); }, [] { return 0; }};
+  ASSERT_EQ(mapper.first(), 0);
+  ::usleep(100'000);
+  EXPECT_EQ(lock("/a\n").err, EBUSY);
 }
 
 // A write held where it has looked whether it may, and a lock that waits for it.

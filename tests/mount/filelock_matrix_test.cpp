@@ -136,6 +136,10 @@ const std::vector<Call>& calls() {
        [](const Target& t) { return open_by(t, O_WRONLY | O_TRUNC); }},
       {"O_CREAT-O_TRUNC", EACCES, By::kName,
        [](const Target& t) { return open_by(t, O_WRONLY | O_CREAT | O_TRUNC); }},
+      {"O_RDONLY-O_TRUNC", EACCES, By::kName,
+       [](const Target& t) { return open_by(t, O_RDONLY | O_TRUNC); }},
+      {"O_RDONLY-O_CREAT-O_TRUNC", EACCES, By::kName,
+       [](const Target& t) { return open_by(t, O_RDONLY | O_CREAT | O_TRUNC); }},
       {"truncate", EACCES, By::kName,
        [](const Target& t) { return err_of(::truncate(t.path.c_str(), 7)); }},
       {"chmod", EPERM, By::kName,
@@ -235,10 +239,9 @@ class Matrix : public ::testing::Test {
 
 void Matrix::check(uid_t actor, When when, Via via, bool locked) {
   const bool refused = locked && actor == kOther;
-  // What is open for reading and writing where mappings are not seen could not be locked at all:
-  // filelock_test.cpp.
-  const int writer =
-      refused && when == When::kBefore && first_->io() != "direct" ? O_WRONLY : O_RDWR;
+  // What another user has open for reading and writing could not be locked at all:
+  // filelock_guard_test.cpp.
+  const int writer = refused && when == When::kBefore ? O_WRONLY : O_RDWR;
   std::vector<const Call*> todo;
   for (const Call& call : calls()) {
     if (writer == O_WRONLY && std::string_view{call.name} == "mmap") continue;

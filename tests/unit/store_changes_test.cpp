@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
@@ -236,6 +237,41 @@ TEST_F(Changes, NoMoreTransitionsThanThereIsRoomFor) {
   EXPECT_FALSE(table_.begin_transition(kMount, kFile, 1));
 }
 
+TEST_F(Changes, StorersAreToldOfAllMountsUntilTheyLeave) {
+  const auto uids = [&](FileId file) {
+    std::vector<std::uint32_t> all;
+    for (const auto& who : *table_.storers_of(file)) all.push_back(who.uid);
+    std::sort(all.begin(), all.end());
+    return all;
+  };
+  using Uids = std::vector<std::uint32_t>;
+  const auto mine = table_.enter_storer(kSlot, kMount, kFile, {1000, 1001, 1002});
+  const auto other = table_.enter_storer(0, 1, kFile, {2000, 2001, 2002});
+  const auto elsewhere = table_.enter_storer(0, 1, kOther, {3000, 3001, 3002});
+  ASSERT_TRUE(mine && other && elsewhere);
+  EXPECT_EQ(uids(kFile), (Uids{1000, 2000}));
+  EXPECT_EQ(uids(kOther), Uids{3000});
+  table_.leave_storer(0, other);
+  EXPECT_EQ(uids(kFile), Uids{1000});
+  EXPECT_EQ(table_.storers_of(kFile)->front().gid, 1001u);
+  EXPECT_EQ(table_.storers_of(kFile)->front().pid, 1002u);
+  table_.forget(kMount);
+  EXPECT_EQ(uids(kFile), Uids{});
+  EXPECT_EQ(uids(kOther), Uids{3000});
+}
+
+TEST_F(Changes, WhereThereIsNoRoomForAStorerNothingIsClaimed) {
+  for (std::uint32_t i = 0; i < kStorerReach; ++i) {
+    ASSERT_TRUE(table_.enter_storer(kSlot, kMount, kFile, {1, 1, 1}));
+  }
+  EXPECT_EQ(table_.storers_of(kFile)->size(), kStorerReach);
+  const auto beyond = table_.enter_storer(kSlot, kMount, kFile, {2, 2, 2});
+  EXPECT_FALSE(beyond);
+  EXPECT_EQ(table_.storers_of(kOther).error(), errno_code(ENOBUFS));
+  table_.leave_storer(kSlot, beyond);
+  EXPECT_TRUE(table_.storers_of(kOther));
+}
+
 // ---- each side held where the other might slip past ----
 
 TEST_F(Changes, OneThatHasNotLookedYetIsWaitedFor) {
@@ -278,7 +314,7 @@ TEST_F(Changes, OneThatLookedBeforeIsWaitedFor) {
 // unlocks. What ChangeEdge and MountFilelocks do, without files.
 TEST_F(Changes, NothingSlipsPastATransition) {
   constexpr int kWriters = 3;
-  constexpr int kRounds = 600;
+  constexpr int kRounds = 200;
   std::atomic<bool> locked{false};  // the mark on disk
   std::atomic<int> quiet{0};        // the locker believes that nobody modifies the file
   std::atomic<int> inside{0};

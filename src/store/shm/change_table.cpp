@@ -76,6 +76,53 @@ void ChangeTable::join(std::uint32_t m) noexcept {
     }
   }
   of[m].used.store(0);
+  storers_beyond[m].store(0);
+}
+
+std::optional<std::uint32_t> ChangeTable::enter_storer(std::uint32_t m, std::uint64_t mount,
+                                                       FileId file,
+                                                       const ChangeGate::Storer& who) noexcept {
+  for (std::uint32_t i = 0; i < kStorerReach; ++i) {
+    const std::uint32_t at = (place_of(file) + i) % kStorers;
+    StorerSlot& slot = storers[at];
+    const auto claimed = claim(slot);
+    if (!claimed) continue;
+    slot.mount.store(mount, kRelease);
+    slot.dev.store(file.dev, kRelease);
+    slot.ino.store(file.ino, kRelease);
+    slot.uid.store(who.uid, kRelease);
+    slot.gid.store(who.gid, kRelease);
+    slot.pid.store(who.pid, kRelease);
+    slot.state.store(with_state(*claimed, ChangeState::kInFlight), kSeqCst);
+    return at;
+  }
+  storers_beyond[m].fetch_add(1, kSeqCst);
+  return std::nullopt;
+}
+
+void ChangeTable::leave_storer(std::uint32_t m, std::optional<std::uint32_t> place) noexcept {
+  if (!place) {
+    storers_beyond[m].fetch_sub(1, kSeqCst);
+    return;
+  }
+  auto& state = storers[*place % kStorers].state;
+  state.store(with_state(state.load(std::memory_order_relaxed), ChangeState::kEmpty), kRelease);
+}
+
+Result<std::vector<ChangeGate::Storer>> ChangeTable::storers_of(FileId file) const {
+  for (const auto& beyond : storers_beyond) {
+    if (beyond.load(kSeqCst) != 0) return errno_code(ENOBUFS);
+  }
+  std::vector<ChangeGate::Storer> found;
+  for (std::uint32_t i = 0; i < kStorerReach; ++i) {
+    const StorerSlot& slot = storers[(place_of(file) + i) % kStorers];
+    const std::uint64_t state = slot.state.load(kSeqCst);
+    if (state_of(state) != ChangeState::kInFlight || !is_of(slot, file)) continue;
+    const ChangeGate::Storer who{slot.uid.load(kAcquire), slot.gid.load(kAcquire),
+                                 slot.pid.load(kAcquire)};
+    if (slot.state.load(kAcquire) == state) found.push_back(who);
+  }
+  return found;
 }
 
 std::uint32_t ChangeTable::begin(std::uint32_t m, std::uint64_t mount,
@@ -266,6 +313,11 @@ void ChangeTable::forget(std::uint64_t mount) noexcept {
     if (state_of(state) == ChangeState::kInFlight && t.mount.load(kAcquire) == mount) {
       over(t, state);
     }
+  }
+  for (StorerSlot& slot : storers) {
+    std::uint64_t state = slot.state.load(kAcquire);
+    if (state_of(state) == ChangeState::kEmpty || slot.mount.load(kAcquire) != mount) continue;
+    slot.state.compare_exchange_strong(state, with_state(state, ChangeState::kEmpty), kSeqCst);
   }
 }
 

@@ -53,6 +53,17 @@ struct alignas(64) Transition {
 };
 static_assert(sizeof(Transition) == 64);
 
+struct alignas(64) StorerSlot {
+  std::atomic<std::uint64_t> state;  // as a ChangeSlot's
+  std::atomic<std::uint64_t> mount;
+  std::atomic<std::uint64_t> dev, ino;
+  std::atomic<std::uint32_t> uid, gid, pid;
+};
+static_assert(sizeof(StorerSlot) == 64);
+
+inline constexpr std::uint32_t kStorers = 16384;
+// How far from its file's place a storer may be.
+inline constexpr std::uint32_t kStorerReach = 256;
 inline constexpr std::uint32_t kChangeSlots = 64;  // of a mount: threads, not files
 inline constexpr std::uint32_t kTransitions = 256;
 // Files that share a place look at their marks once more when one of them is locked.
@@ -71,6 +82,8 @@ struct ChangeTable {
   std::array<Transition, kTransitions> transitions;
   std::array<std::atomic<std::uint32_t>, kVersions> versions;
   std::array<MountChanges, kOpMounts> of;
+  std::array<std::atomic<std::uint32_t>, kOpMounts> storers_beyond;  // of a mount, for want of room
+  std::array<StorerSlot, kStorers> storers;
 
   // ---- the mount in slot m ----
 
@@ -84,7 +97,14 @@ struct ChangeTable {
                                                 std::uint32_t uid) noexcept;
   void end_transition(std::uint32_t place) noexcept;
 
+  // The place's number; none: no room, counted.
+  std::optional<std::uint32_t> enter_storer(std::uint32_t m, std::uint64_t mount, FileId file,
+                                            const ChangeGate::Storer& who) noexcept;
+  void leave_storer(std::uint32_t m, std::optional<std::uint32_t> place) noexcept;
+
   // ---- anybody ----
+
+  [[nodiscard]] Result<std::vector<ChangeGate::Storer>> storers_of(FileId file) const;
 
   [[nodiscard]] std::uint32_t version(FileId file) const noexcept {
     return versions[place_of(file)].load(std::memory_order_seq_cst);

@@ -79,6 +79,19 @@ class ShmStore final : public TableService<shm::ShmBackend>, public ChangeGate {
   [[nodiscard]] std::optional<std::uint32_t> transition_on(FileId file) const noexcept override {
     return changes().transition_on(file);
   }
+  ChangeTicket enter_storer(FileId file, const Storer& who) noexcept override {
+    const auto place = changes().enter_storer(backend_.slot(), mount_id(), file, who);
+    return {place ? *place + std::uint64_t{1} : kBeyond};
+  }
+  void leave_storer(ChangeTicket ticket) noexcept override {
+    if (ticket.raw == 0) return;
+    const auto place = static_cast<std::uint32_t>(ticket.raw - 1);
+    changes().leave_storer(backend_.slot(),
+                           ticket.raw == kBeyond ? std::nullopt : std::optional{place});
+  }
+  [[nodiscard]] Result<std::vector<Storer>> storers(FileId file) const override {
+    return changes().storers_of(file);
+  }
   std::vector<Change> wait_for_changes(FileId file, std::int64_t deadline) override {
     return changes().wait(file, deadline);
   }
@@ -90,6 +103,8 @@ class ShmStore final : public TableService<shm::ShmBackend>, public ChangeGate {
   ShmStore(std::unique_ptr<shm::Region> region, shm::Registry registry, const Options& options,
            GrantSink& sink);
 
+  // The ticket of a storer that there was no room for.
+  static constexpr std::uint64_t kBeyond = ~std::uint64_t{0};
   [[nodiscard]] shm::ChangeTable& changes() const { return backend_.region().changes(); }
 
   Result<void> join();
