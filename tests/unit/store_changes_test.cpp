@@ -240,7 +240,8 @@ TEST_F(Changes, NoMoreTransitionsThanThereIsRoomFor) {
 TEST_F(Changes, StorersAreToldOfAllMountsUntilTheyLeave) {
   const auto uids = [&](FileId file) {
     std::vector<std::uint32_t> all;
-    for (const auto& who : *table_.storers_of(file)) all.push_back(who.uid);
+    const auto storers = table_.storers_of(file);
+    for (const auto& who : *storers) all.push_back(who.uid);
     std::sort(all.begin(), all.end());
     return all;
   };
