@@ -384,11 +384,9 @@ TEST(ChangesOfStores, AreListedByEachMountAndGoWithTheDead) {
   ShmStore::Options options;
   options.table = table;
   options.table_max = 64ULL << 20;
-  const auto store = ShmStore::attach(options, sink);
-  ASSERT_TRUE(store);
   int ready[2];
   ASSERT_EQ(::pipe(ready), 0);
-  const pid_t child = ::fork();
+  const pid_t child = ::fork();  // while there is one thread
   if (child == 0) {
     test::RecordingSink own;
     auto second = ShmStore::attach(options, own);
@@ -399,8 +397,11 @@ TEST(ChangesOfStores, AreListedByEachMountAndGoWithTheDead) {
     for (;;) ::pause();
   }
   ASSERT_GT(child, 0);
+  ::close(ready[1]);
   char byte = 0;
   ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  const auto store = ShmStore::attach(options, sink);
+  ASSERT_TRUE(store);
   const auto mine = (*store)->begin_change(change_of(kOther));
 
   ListQuery query;
@@ -433,7 +434,6 @@ TEST(ChangesOfStores, AreListedByEachMountAndGoWithTheDead) {
   (*store)->end_change(mine);
   EXPECT_TRUE((*store)->list({})->grants.empty());
   ::close(ready[0]);
-  ::close(ready[1]);
 }
 
 }  // namespace
