@@ -77,6 +77,7 @@ class FilelockWorld : public ::testing::Test {
   void restart(const std::vector<std::string>& options = {}) {
     MountFixture::Options again = mount_->another();
     again.options = options;
+    again.owns_table = true;
     // What a process had open a moment ago may still be on its way to the daemon.
     bool unmounted = false;
     for (int i = 0; i < 100 && !unmounted; ++i) {

@@ -124,8 +124,8 @@ MountFixture::MountFixture(Options options)
     options_.source = place_.path() + "/src";
     files::create_directory(options_.source);
   }
-  owns_table_ = options_.table.empty();
-  if (owns_table_) options_.table = new_table_name();
+  owns_table_ = options_.table.empty() || options_.owns_table;
+  if (options_.table.empty()) options_.table = new_table_name();
   start();
 }
 

@@ -47,6 +47,7 @@ class MountFixture {
   struct Options {
     std::string source;                // "": a directory of its own
     std::string table;                 // "": one of its own
+    bool owns_table{};                 // a given one goes with it too
     std::vector<std::string> options;  // each one -o
     bool foreground{true};             // -f; else it daemonises
   };
