@@ -20,6 +20,15 @@ constexpr std::uint64_t known_as(std::uint64_t version, std::uint32_t allowed) {
   return version << 32 | allowed;
 }
 
+Change change_by(const Caller& caller, FileId file, ByteRange range = {}) {
+  Change change;
+  change.file = file;
+  change.range = range;
+  change.holder.pid = static_cast<std::uint32_t>(caller.pid);
+  change.holder.uid = caller.uid;
+  return change;
+}
+
 }  // namespace
 
 ChangeEdge::Verdict ChangeEdge::look(int fd, FileId file, std::uint64_t version,
@@ -99,10 +108,7 @@ bool ChangeEdge::wait_a_moment(std::int64_t& deadline) {
 
 Result<ChangePass> ChangeEdge::admit_names(FileId directory, const FindNamed& find,
                                            const Caller& caller) {
-  Change change;
-  change.file = names_of(directory);
-  change.holder.pid = static_cast<std::uint32_t>(caller.pid);
-  change.holder.uid = caller.uid;
+  const Change change = change_by(caller, names_of(directory));
   for (std::int64_t deadline = 0;;) {
     // Before the names are looked up: who locks what has one of them by then is seen, or waits.
     ChangePass pass{gate_, gate_.begin_change(change)};
@@ -125,11 +131,7 @@ Result<ChangePass> ChangeEdge::admit_names(FileId directory, const FindNamed& fi
 }
 
 Result<ChangePass> ChangeEdge::admit(OpenFile& file, ByteRange range, const Caller& caller) {
-  Change change;
-  change.file = file.id;
-  change.range = range;
-  change.holder.pid = static_cast<std::uint32_t>(caller.pid);
-  change.holder.uid = caller.uid;
+  Change change = change_by(caller, file.id, range);
   change.holder.fh = file.fh;
   change.holder.backing_fd = file.fd.get();
   change.listed = list_;
@@ -137,19 +139,11 @@ Result<ChangePass> ChangeEdge::admit(OpenFile& file, ByteRange range, const Call
 }
 
 Result<ChangePass> ChangeEdge::admit(int fd, FileId file, const Caller& caller, int refusal) {
-  Change change;
-  change.file = file;
-  change.holder.pid = static_cast<std::uint32_t>(caller.pid);
-  change.holder.uid = caller.uid;
-  return admit(fd, change, nullptr, caller, refusal);
+  return admit(fd, change_by(caller, file), nullptr, caller, refusal);
 }
 
 Result<ChangePass> ChangeEdge::admit(int fd, FileId file, ByteRange range, const Caller& caller) {
-  Change change;
-  change.file = file;
-  change.range = range;
-  change.holder.pid = static_cast<std::uint32_t>(caller.pid);
-  change.holder.uid = caller.uid;
+  Change change = change_by(caller, file, range);
   change.holder.backing_fd = fd;
   change.listed = list_;
   return admit(fd, change, nullptr, caller, EACCES);

@@ -91,15 +91,13 @@ Result<void> read_level(Level& level, std::string_view from, std::string_view hi
   return {};
 }
 
-}  // namespace
-
 // What the metadata says, besides what the mark does.
-namespace {
 void add_metadata(const filelock::Metadata& metadata, control::FilelockEntry& entry) {
   entry.user = metadata.user;
   const auto tags = control::parse_flat_object(metadata.tags);
   if (const auto* members = std::get_if<control::Members>(&tags)) entry.tags = *members;
 }
+
 }  // namespace
 
 bool FilelockWalk::describe(int dir, const std::string& name, int file, std::string path,

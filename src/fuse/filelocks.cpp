@@ -12,7 +12,6 @@
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "base/log.h"
-#include "control/json_input.h"
 #include "control/text.h"
 #include "filelock/side_files.h"
 #include "posix/attributes.h"

@@ -21,6 +21,7 @@
 
 #include "posix/credentials.h"
 #include "posix/mount_points.h"
+#include "posix/node_ids.h"
 
 namespace latchfs::posix {
 namespace {
@@ -29,12 +30,10 @@ struct CloseDir {
   void operator()(DIR* dir) const { ::closedir(dir); }
 };
 
-// Node ids carry the backing inode number in so many low bits (posix/node_ids.h).
-constexpr std::uint64_t kInoMask = (std::uint64_t{1} << 52) - 1;
-
-// The numbers of the mount's file and of the one beneath agree in these bits.
+// The numbers of the mount's file and of the one beneath agree in the bits that node ids have of
+// it.
 bool is_number_of(std::uint64_t shown, std::uint64_t ino) {
-  return (shown & kInoMask) == (ino & kInoMask);
+  return NodeIds::ino_of(shown) == NodeIds::ino_of(ino);
 }
 
 // A line of /proc/PID/maps (proc(5)): "start-end perms offset dev inode path".

@@ -4,10 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <ctime>
 
 #include "base/clock.h"
 #include "base/fault_point.h"
+#include "store/shm/slot_use.h"
 
 namespace latchfs::shm {
 namespace {
@@ -23,20 +23,6 @@ constexpr std::uint64_t with_state(std::uint64_t word, ChangeState is) {
   return (word & ~std::uint64_t{3}) | static_cast<std::uint64_t>(is);
 }
 
-// Where the thread looks first, so that threads do not share lines and low slots are used again.
-std::uint32_t own_place() noexcept {
-  static std::atomic<std::uint32_t> next{0};
-  thread_local const std::uint32_t mine = next.fetch_add(1, std::memory_order_relaxed);
-  return mine;
-}
-
-// Of the last tick, milliseconds old at most: for a listing.
-std::int64_t about_now_ns() noexcept {
-  timespec ts{};
-  ::clock_gettime(CLOCK_REALTIME_COARSE, &ts);
-  return std::int64_t{ts.tv_sec} * 1'000'000'000 + ts.tv_nsec;
-}
-
 // A word's next claim, if it is empty and nobody else is faster.
 template <class Slot>
 std::optional<std::uint64_t> claim(Slot& slot) noexcept {
@@ -45,6 +31,21 @@ std::optional<std::uint64_t> claim(Slot& slot) noexcept {
   const std::uint64_t is = with_state(was + 4, ChangeState::kClaimed);
   if (!slot.state.compare_exchange_strong(was, is, kSeqCst)) return std::nullopt;
   return is;
+}
+
+// By who claimed it.
+template <class Slot>
+void give_back(Slot& slot) noexcept {
+  const std::uint64_t word = slot.state.load(std::memory_order_relaxed);
+  slot.state.store(with_state(word, ChangeState::kEmpty), kRelease);
+}
+
+// By who reaps the mount: its, claimed or in flight.
+template <class Slot>
+void clear_if_of(Slot& slot, std::uint64_t mount) noexcept {
+  std::uint64_t state = slot.state.load(kAcquire);
+  if (state_of(state) == ChangeState::kEmpty || slot.mount.load(kAcquire) != mount) return;
+  slot.state.compare_exchange_strong(state, with_state(state, ChangeState::kEmpty), kSeqCst);
 }
 
 template <class Slot>
@@ -105,8 +106,7 @@ void ChangeTable::leave_storer(std::uint32_t m, std::optional<std::uint32_t> pla
     storers_beyond[m].fetch_sub(1, kSeqCst);
     return;
   }
-  auto& state = storers[*place % kStorers].state;
-  state.store(with_state(state.load(std::memory_order_relaxed), ChangeState::kEmpty), kRelease);
+  give_back(storers[*place % kStorers]);
 }
 
 Result<std::vector<ChangeGate::Storer>> ChangeTable::storers_of(FileId file) const {
@@ -166,8 +166,7 @@ std::uint32_t ChangeTable::begin(std::uint32_t m, std::uint64_t mount,
 }
 
 void ChangeTable::end(std::uint32_t m, std::uint32_t slot) noexcept {
-  auto& state = of[m].slots[slot % kChangeSlots].state;
-  state.store(with_state(state.load(std::memory_order_relaxed), ChangeState::kEmpty), kRelease);
+  give_back(of[m].slots[slot % kChangeSlots]);
 }
 
 std::optional<std::uint32_t> ChangeTable::begin_transition(std::uint64_t mount, FileId file,
@@ -301,12 +300,7 @@ std::optional<std::uint64_t> ChangeTable::list(std::optional<FileId> file, std::
 void ChangeTable::forget(std::uint64_t mount) noexcept {
   for (MountChanges& theirs : of) {
     const std::uint32_t used = std::min(theirs.used.load(kSeqCst), kChangeSlots);
-    for (std::uint32_t i = 0; i < used; ++i) {
-      ChangeSlot& slot = theirs.slots[i];
-      std::uint64_t state = slot.state.load(kAcquire);
-      if (state_of(state) == ChangeState::kEmpty || slot.mount.load(kAcquire) != mount) continue;
-      slot.state.compare_exchange_strong(state, with_state(state, ChangeState::kEmpty), kSeqCst);
-    }
+    for (std::uint32_t i = 0; i < used; ++i) clear_if_of(theirs.slots[i], mount);
   }
   for (Transition& t : transitions) {
     const std::uint64_t state = t.state.load(kAcquire);
@@ -314,11 +308,7 @@ void ChangeTable::forget(std::uint64_t mount) noexcept {
       over(t, state);
     }
   }
-  for (StorerSlot& slot : storers) {
-    std::uint64_t state = slot.state.load(kAcquire);
-    if (state_of(state) == ChangeState::kEmpty || slot.mount.load(kAcquire) != mount) continue;
-    slot.state.compare_exchange_strong(state, with_state(state, ChangeState::kEmpty), kSeqCst);
-  }
+  for (StorerSlot& slot : storers) clear_if_of(slot, mount);
 }
 
 }  // namespace latchfs::shm

@@ -2,19 +2,14 @@
 
 #include <cstring>
 
+#include "store/shm/slot_use.h"
+
 namespace latchfs::shm {
 namespace {
 
 constexpr auto kRelease = std::memory_order_release;
 constexpr auto kAcquire = std::memory_order_acquire;
 constexpr auto kSeqCst = std::memory_order_seq_cst;
-
-// Where the thread looks first, so that threads do not share lines and low slots are used again.
-std::uint32_t own_place() noexcept {
-  static std::atomic<std::uint32_t> next{0};
-  thread_local const std::uint32_t mine = next.fetch_add(1, std::memory_order_relaxed);
-  return mine;
-}
 
 bool change(OpSlot& slot, std::uint64_t was, std::uint64_t is) noexcept {
   return slot.state.compare_exchange_strong(was, is, kSeqCst);

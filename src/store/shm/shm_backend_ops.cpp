@@ -1,20 +1,8 @@
 // Operations that find nothing on their file: no mutex, no system call.
-#include <ctime>
-
 #include "store/shm/shm_backend.h"
+#include "store/shm/slot_use.h"
 
 namespace latchfs::shm {
-namespace {
-
-// Of the last tick, milliseconds old at most: for a listing.
-std::int64_t about_now_ns() noexcept {
-  timespec ts{};
-  ::clock_gettime(CLOCK_REALTIME_COARSE, &ts);
-  return std::int64_t{ts.tv_sec} * 1'000'000'000 + ts.tv_nsec;
-}
-
-}  // namespace
-
 // First the operation says that it is there, then it looks; who gives a file its record does the
 // opposite. So one of the two sees the other: docs/table.md, "Looking without the mutex".
 bool ShmBackend::begin_outside(const LockService::OpRequest& op) noexcept {
