@@ -110,6 +110,16 @@ struct Holder {
   std::array<char, 16> comm{};  // task name, NUL-padded as the kernel gives it
   std::uint64_t fh{};           // the edge's open-file number, unique per mount; 0 none
   std::int32_t backing_fd{-1};  // descriptor of the backing file in the owner's daemon; -1 none
+  // The machine on the network that the lock is held for: LockService::enter_client(). 0: this one.
+  // With it pid is the client's own number for its process (NLM: svid), of no meaning here.
+  std::uint32_t client{};
+};
+
+// A machine that owns locks over the network: as it calls itself, and its numeric IP address. For
+// people, like the rest of Holder.
+struct RemoteClient {
+  std::string name, address;
+  auto operator<=>(const RemoteClient&) const = default;
 };
 
 // A request for one lock.

@@ -87,6 +87,7 @@ fuse::MountConfig mount_config(const Options& o, Places places, std::string vers
   config.timeouts = timeouts(o);
   config.control_name = o.control;
   config.admin_gid = o.admin_gid;
+  config.table = o.table;
   config.node_name = o.node_name;
   config.node_address = o.node_address;
   config.snapshots = o.snapshots;

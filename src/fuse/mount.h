@@ -51,6 +51,7 @@ struct MountConfig {
 
   std::string control_name{".locks"};
   std::optional<gid_t> admin_gid;
+  std::string table;  // its name, for who asks which table a file's locks are in
   std::string node_name;
   std::string node_address;
   std::string snapshots;

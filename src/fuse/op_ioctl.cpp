@@ -2,13 +2,16 @@
 // they point to is the caller's memory, or they act on the file system as a whole.
 #include <linux/fs.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstring>
 
 #include "fuse/file_system.h"
 #include "fuse/ops.h"
+#include "latchfs/ioctl.h"
 #include "posix/credentials.h"
+#include "posix/sys.h"
 
 namespace latchfs::fuse {
 namespace {
@@ -39,6 +42,19 @@ bool find_shape(unsigned command, Shape& shape) {
   }
 }
 
+// For programs beside the daemon that hold locks in the same table (latchfs-nlm).
+Result<void> tell_key(FileSystem& fs, Reply& reply, FileId file, uid_t caller) {
+  posix::become_daemon();
+  if (caller != 0 && caller != ::geteuid()) return errno_code(EPERM);
+  FileKey key;
+  key.dev = file.dev;
+  key.ino = file.ino;
+  key.mount = fs.service.mount_id();
+  fs.config.table.copy(key.table, sizeof key.table - 1);
+  reply.ioctl(0, &key, sizeof key);
+  return {};
+}
+
 }  // namespace
 
 void op_ioctl(fuse_req_t req, fuse_ino_t node, unsigned command, void* argument,
@@ -48,7 +64,13 @@ void op_ioctl(fuse_req_t req, fuse_ino_t node, unsigned command, void* argument,
   answer(req, [&](Reply& reply) -> Result<void> {
     FileSystem& fs = file_system(req);
     Shape shape;
-    if (control::is_control(node) || !find_shape(command, shape)) return errno_code(ENOTTY);
+    if (control::is_control(node)) return errno_code(ENOTTY);
+    const bool wants_key = command == kIocFileKey;
+    if (wants_key) {
+      shape = {0, sizeof(FileKey)};
+    } else if (!find_shape(command, shape)) {
+      return errno_code(ENOTTY);
+    }
     if ((flags & FUSE_IOCTL_COMPAT) != 0 || in_size < shape.in || out_size < shape.out) {
       return errno_code(ENOTTY);
     }
@@ -56,6 +78,11 @@ void op_ioctl(fuse_req_t req, fuse_ino_t node, unsigned command, void* argument,
     const auto dir = (flags & FUSE_IOCTL_DIR) != 0 ? fs.dirs.find(info->fh) : nullptr;
     if (!file && !dir) return errno_code(EBADF);
     const int fd = file ? file->fd.get() : dir->fd();
+    if (wants_key) {
+      const auto st = posix::stat_of(fd);
+      if (!st) return st.error();
+      return tell_key(fs, reply, posix::file_id(*st), caller_of(req).uid);
+    }
 
     ChangePass change;
     if (shape.in != 0 && file) {

@@ -51,7 +51,8 @@ struct OwnerRec {
   LockKind kind;
   std::uint8_t fenced;  // 1: a lock of its was broken and it took none since
   std::uint8_t pad[1];
-  std::uint8_t reserve[12];
+  std::uint32_t client;  // Holder::client
+  std::uint8_t reserve[8];
 };
 static_assert(sizeof(OwnerRec) == 128 && std::is_trivially_copyable_v<OwnerRec>,
               "changed? bump kTableFormat");

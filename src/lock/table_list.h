@@ -16,7 +16,7 @@ Grant LockTable<A>::to_grant(Ref r) const {
   if (auto range = ByteRange::from_half_open(g.begin, g.end)) out.range = *range;
   out.mode = g.mode;
   out.kind = o.kind;
-  out.holder = Holder{o.pid, o.uid, o.comm, o.fh, o.backing_fd};
+  out.holder = Holder{o.pid, o.uid, o.comm, o.fh, o.backing_fd, o.client};
   out.acquired_at_ns = g.acquired_at;
   return out;
 }
@@ -112,7 +112,7 @@ bool LockTable<A>::list_waiters(const std::optional<FileId>& only, ListCursor& a
       if (auto range = ByteRange::from_half_open(wr.begin, wr.end)) item.request.range = *range;
       item.request.mode = wr.mode;
       item.request.kind = o.kind;
-      item.request.holder = Holder{o.pid, o.uid, o.comm, o.fh, o.backing_fd};
+      item.request.holder = Holder{o.pid, o.uid, o.comm, o.fh, o.backing_fd, o.client};
       item.request.acquired_at_ns = wr.since;
       const Attempt found = conflict(f, asker(o), wr.begin, wr.end, wr.mode, fx_.mono);
       if (found.blocker != 0) item.blocker = to_grant(found.blocker);

@@ -46,6 +46,7 @@ Ref LockTable<A>::owner_for(Ref f, const OwnerId& id, const Holder& holder, Lock
   if (holder.comm[0] != '\0') a_.set(rec.comm, holder.comm);
   a_.set(rec.fh, holder.fh);
   a_.set(rec.backing_fd, holder.backing_fd);
+  if (rec.client != holder.client) a_.set(rec.client, holder.client);
   return o;
 }
 

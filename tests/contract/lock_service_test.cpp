@@ -81,6 +81,57 @@ TEST_P(LockServiceContract, GrantsConflictsAndNamesTheHolder) {
   expect_clean();
 }
 
+TEST_P(LockServiceContract, NamesTheMachineALockIsHeldFor) {
+  const RemoteClient build7{"build7", "192.0.2.7"};
+  const auto number = store_->enter_client(build7);
+  ASSERT_TRUE(number.ok());
+  EXPECT_NE(*number, 0U);
+  EXPECT_EQ(*store_->enter_client(build7), *number);  // the same machine, a second use
+  const auto other = store_->enter_client({"build7", "192.0.2.8"});
+  ASSERT_TRUE(other.ok());
+  EXPECT_NE(*other, *number);
+
+  auto asked = request(1, 0, 40, kEx);
+  asked.holder.client = *number;
+  ASSERT_TRUE(is<Granted>(take(asked)));
+  ASSERT_TRUE(is<Granted>(take(request(2, 50, 60, kEx))));
+  const auto page = store_->list({});
+  ASSERT_TRUE(page.ok());
+  ASSERT_EQ(page->grants.size(), 2U);
+  EXPECT_EQ(store_->client_of(page->grants[0]), build7);
+  EXPECT_EQ(store_->client_of(page->grants[1]), std::nullopt);  // of this machine
+
+  store_->leave_client(*number);
+  EXPECT_EQ(store_->client_of(page->grants[0]), build7);  // used once still
+  store_->leave_client(*number);
+  EXPECT_EQ(store_->client_of(page->grants[0]), std::nullopt);
+  store_->leave_client(*number);  // once too often: nothing
+  store_->leave_client(0);
+  store_->leave_client(1U << 31);
+  EXPECT_EQ(store_->enter_client({"nobody", ""}).error(), errno_code(EINVAL));
+}
+
+TEST_P(LockServiceContract, CutsLongNamesOfMachinesAndRefusesTooMany) {
+  const RemoteClient longest{std::string(5000, 'n'), std::string(100, 'a')};
+  const auto number = store_->enter_client(longest);
+  ASSERT_TRUE(number.ok());
+  auto asked = request(1, 0, 40, kEx);
+  asked.holder.client = *number;
+  ASSERT_TRUE(is<Granted>(take(asked)));
+  const RemoteClient cut{std::string(191, 'n'), std::string(47, 'a')};
+  EXPECT_EQ(store_->client_of(store_->list({})->grants.at(0)), cut);
+
+  std::vector<std::uint32_t> numbers;
+  for (int i = 1; i < 4096; ++i) {
+    const auto next = store_->enter_client({"host", std::to_string(i)});
+    ASSERT_TRUE(next.ok()) << i;
+    numbers.push_back(*next);
+  }
+  EXPECT_EQ(store_->enter_client({"one", "too many"}).error(), errno_code(ENOSPC));
+  store_->leave_client(numbers.back());
+  EXPECT_TRUE(store_->enter_client({"one", "fits"}).ok());
+}
+
 TEST_P(LockServiceContract, ReleaseInTheMiddleSplits) {
   ASSERT_TRUE(is<Granted>(take(request(1, 0, 40, kEx))));
   ASSERT_TRUE(store_->release({1, 100}, owner(1), *ByteRange::from_half_open(10, 20)).ok());

@@ -48,6 +48,12 @@ class FakeLocks final : public LockService {
               [](const Waiter& a, const Waiter& b) { return before(a.request, b.request); });
     touch_locked();
   }
+  // The number to put into a grant's holder.
+  std::uint32_t add_client(const RemoteClient& client) {
+    const std::lock_guard lock{mu_};
+    clients_.push_back(client);
+    return static_cast<std::uint32_t>(clients_.size());
+  }
   void remove(OwnerId owner) {
     const std::lock_guard lock{mu_};
     std::erase_if(grants_, [owner](const Grant& g) { return g.owner == owner; });
@@ -95,6 +101,14 @@ class FakeLocks final : public LockService {
   // ---- LockService
 
   std::uint64_t mount_id() const override { return 1; }
+  Result<std::uint32_t> enter_client(const RemoteClient&) override { return errno_code(ENOSYS); }
+  void leave_client(std::uint32_t) noexcept override {}
+  std::optional<RemoteClient> client_of(const Grant& grant) const override {
+    const std::lock_guard lock{mu_};
+    const std::uint32_t number = grant.holder.client;
+    if (number == 0 || number > clients_.size()) return std::nullopt;
+    return clients_[number - 1];
+  }
   Result<Acquired> acquire(const LockRequest&, OnConflict, WaiterToken) override {
     return errno_code(ENOSYS);
   }
@@ -215,7 +229,8 @@ class FakeLocks final : public LockService {
     return std::nullopt;
   }
 
-  std::mutex mu_;
+  mutable std::mutex mu_;
+  std::vector<RemoteClient> clients_;
   std::vector<Grant> grants_;
   std::vector<Waiter> waiters_;
   std::vector<BreakCall> breaks_;

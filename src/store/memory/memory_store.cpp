@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/mutex.h"
+#include "store/client_names.h"
 #include "store/memory/heap_arena.h"
 #include "store/table_service.h"
 
@@ -113,6 +114,18 @@ class MemoryStore final : public TableService<MemoryBackend> {
  public:
   MemoryStore(GrantSink& sink, std::uint32_t shards) : TableService{sink, shards} {}
   Result<TableStats> stats() override { return backend_.stats(); }
+
+  Result<std::uint32_t> enter_client(const RemoteClient& client) override {
+    return clients_.enter(mount_id(), client);
+  }
+  void leave_client(std::uint32_t number) noexcept override { clients_.leave(number); }
+  [[nodiscard]] std::optional<RemoteClient> client_of(const Grant& grant) const override {
+    return table_->find(grant.holder.client, grant.owner.mount);
+  }
+
+ private:
+  std::unique_ptr<ClientTable> table_{std::make_unique<ClientTable>()};
+  ClientNames clients_{*table_};
 };
 
 }  // namespace

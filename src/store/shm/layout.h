@@ -7,6 +7,7 @@
 //   0              Header: identity, who has which memory, mounts, users
 //   kOpsAt         operations in flight outside of the table: changed without mutex or log
 //   kChangesAt     modifications in flight, transitions of filelocks: likewise
+//   kClientsAt     machines on the network that own locks: likewise
 //   kShardsAt      kShardCount shards: mutex, undo log, slabs, roots, filter of files
 //   kChunksAt      a ChunkRec for each chunk of the region
 //   cells_at()     chunks of 256 cells of 64 bytes, given to shards and back; a Ref is offset / 64
@@ -21,6 +22,7 @@
 
 #include "base/robust_mutex.h"
 #include "lock/records.h"
+#include "store/client_table.h"
 #include "store/shm/change_table.h"
 #include "store/shm/file_filter.h"
 #include "store/shm/op_slots.h"
@@ -28,7 +30,7 @@
 namespace latchfs::shm {
 
 inline constexpr std::uint64_t kMagic = 0x6c61746368667331ULL;  // "latchfs1"
-inline constexpr std::uint32_t kTableFormat = 4;
+inline constexpr std::uint32_t kTableFormat = 5;
 inline constexpr std::uint32_t kShardCount = 64;
 inline constexpr std::uint32_t kMaxMounts = 256;
 inline constexpr std::uint32_t kMaxUsers = 4096;
@@ -48,6 +50,7 @@ struct MountSlot {
   std::atomic<std::uint64_t> id;        // 0: free. Stored last when registering
   std::atomic<std::uint32_t> doorbell;  // futex: rung when something waits for this mount's daemon
   std::uint32_t pid;
+  std::atomic<std::uint32_t> is_service;   // 1: holds locks and changes no files
   std::atomic<std::uint32_t> believes_ms;  // how long its kernel believes what it was told, alone
   std::int64_t started_at;                 // CLOCK_REALTIME ns
   std::array<char, 256> source, mountpoint;
@@ -82,7 +85,7 @@ struct Header {
   std::atomic<std::uint64_t> ready;  // kMagic once everything is initialised
   std::atomic<std::uint64_t> next_mount_id;
   std::atomic<std::int64_t> changed_at;
-  std::atomic<std::uint32_t> mount_count;             // slots in use
+  std::atomic<std::uint32_t> mount_count;             // slots in use, but for services
   std::atomic<std::uint64_t> pid_namespace;           // of who made it: inode of its namespace file
   std::atomic<std::uint32_t> several_pid_namespaces;  // 1: who joined since was in another one
   std::atomic<std::uint64_t> ready_shards;            // bit i: shard i may have ready waiters
@@ -139,7 +142,8 @@ inline constexpr std::uint64_t round_up(std::uint64_t n, std::uint64_t to) {
 }
 inline constexpr std::uint64_t kOpsAt = round_up(sizeof(Header), kPage);
 inline constexpr std::uint64_t kChangesAt = kOpsAt + round_up(sizeof(OpTable), kPage);
-inline constexpr std::uint64_t kShardsAt = kChangesAt + round_up(sizeof(ChangeTable), kPage);
+inline constexpr std::uint64_t kClientsAt = kChangesAt + round_up(sizeof(ChangeTable), kPage);
+inline constexpr std::uint64_t kShardsAt = kClientsAt + round_up(sizeof(ClientTable), kPage);
 inline constexpr std::uint64_t kShardStride = round_up(sizeof(Shard), kPage);
 inline constexpr std::uint64_t kChunksAt = kShardsAt + kShardCount * kShardStride;
 // Where the cells of a region of this size begin.
@@ -166,7 +170,8 @@ inline constexpr std::uint32_t kLayoutHash = static_cast<std::uint32_t>(
     sizeof(Header) * 31 + sizeof(Shard) * 37 + sizeof(MountSlot) * 41 + sizeof(ChunkRec) * 71 +
     sizeof(lock::TableRoot) * 43 + sizeof(lock::GrantRec) * 47 + sizeof(lock::OwnerRec) * 53 +
     sizeof(lock::FileRec) * 59 + sizeof(lock::WaiterRec) * 61 + kShardCount * 67 +
-    sizeof(OpTable) * 79 + sizeof(FileFilter) * 73 + sizeof(ChangeTable) * 83);
+    sizeof(OpTable) * 79 + sizeof(FileFilter) * 73 + sizeof(ChangeTable) * 83 +
+    sizeof(ClientTable) * 89);
 
 // FNV-1a over the identity fields.
 inline std::uint64_t checksum_of(const Identity& h) {

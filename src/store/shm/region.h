@@ -38,6 +38,9 @@ class Region {
   [[nodiscard]] ChangeTable& changes() const {
     return *reinterpret_cast<ChangeTable*>(base() + kChangesAt);
   }
+  [[nodiscard]] ClientTable& clients() const {
+    return *reinterpret_cast<ClientTable*>(base() + kClientsAt);
+  }
   [[nodiscard]] std::byte* base() const { return static_cast<std::byte*>(map_.get_address()); }
   [[nodiscard]] std::uint64_t bytes() const { return map_.get_size(); }
 

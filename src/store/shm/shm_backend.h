@@ -71,6 +71,7 @@ class ShmBackend {
   void forget_operations(std::uint64_t mount) noexcept {
     region_->operations().forget(mount);
     region_->changes().forget(mount);
+    region_->clients().forget(mount);
   }
   std::optional<std::uint64_t> list_changes(std::optional<FileId> file, std::uint64_t at,
                                             std::uint32_t room, std::vector<Grant>& out) const {

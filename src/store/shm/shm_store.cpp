@@ -32,11 +32,12 @@ void copy_text(std::array<char, 256>& to, const std::string& from) {
   std::memcpy(to.data(), from.data(), std::min(from.size(), to.size() - 1));
 }
 
-// Of slots in use, but for the one that is being left.
+// Mounts whose slots are in use, but for the one that is being left.
 std::uint32_t mounts_in(const Header& h, const MountSlot* leaving = nullptr) {
-  std::uint32_t n = 0;
-  for (const MountSlot& slot : h.mounts) n += &slot != leaving && slot.id.load() != 0 ? 1 : 0;
-  return n;
+  return static_cast<std::uint32_t>(
+      std::count_if(h.mounts.begin(), h.mounts.end(), [leaving](const MountSlot& slot) {
+        return &slot != leaving && slot.id.load() != 0 && slot.is_service.load() == 0;
+      }));
 }
 
 // mount_count anew. Counting up and down instead would stay wrong after a death between that and
@@ -128,6 +129,7 @@ ShmStore::ShmStore(std::unique_ptr<Region> region, Registry registry, const Opti
     : TableService{std::move(region), options.table, sink, options.max_locks_per_user},
       registry_{std::move(registry)},
       options_{options},
+      clients_{backend_.region().clients()},
       poke_{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)} {}
 
 std::string ShmStore::formats(const std::string& table) {
@@ -199,6 +201,7 @@ Result<void> ShmStore::join() {
 void ShmStore::describe(MountSlot& slot) const {
   slot.pid = static_cast<std::uint32_t>(::getpid());
   slot.started_at = started_at_;
+  slot.is_service.store(options_.is_service ? 1 : 0);
   slot.believes_ms.store(options_.believes_ms);
   copy_text(slot.source, options_.source);
   copy_text(slot.mountpoint, options_.mountpoint);
@@ -287,7 +290,8 @@ void ShmStore::look_after_the_table() {
   Header& h = backend_.region().header();
   MountSlot& mine = h.mounts[backend_.slot()];
   if (mine.id.load() != mount_id() || mine.pid != static_cast<std::uint32_t>(::getpid()) ||
-      mine.believes_ms.load() != options_.believes_ms) {
+      mine.believes_ms.load() != options_.believes_ms ||
+      (mine.is_service.load() != 0) != options_.is_service) {
     log::error("table {}: this mount's place in it was overwritten; written again", options_.table);
     describe(mine);
     mine.id.store(mount_id(), std::memory_order_release);

@@ -12,6 +12,7 @@
 
 #include "base/mutex.h"
 #include "base/unique_fd.h"
+#include "store/client_names.h"
 #include "store/shm/registry.h"
 #include "store/shm/shm_backend.h"
 #include "store/table_service.h"
@@ -27,6 +28,8 @@ class ShmStore final : public TableService<shm::ShmBackend>, public ChangeGate {
     // How long this mount's kernel may believe what it was told, ms, while it is alone.
     std::uint32_t believes_ms{};
     std::string source, mountpoint;  // for `status`; cut at 255 bytes
+    // Holds locks for others and changes no files itself: does not make the mounts shared().
+    bool is_service{};
   };
 
   // Joins the table, or makes it. Reaps what dead mounts left in it. EINVAL (name, size), EPERM
@@ -52,6 +55,14 @@ class ShmStore final : public TableService<shm::ShmBackend>, public ChangeGate {
   [[nodiscard]] bool nothing_on(FileId file) const noexcept { return backend_.nothing_on(file); }
 
   Result<TableStats> stats() override { return backend_.stats(); }
+
+  Result<std::uint32_t> enter_client(const RemoteClient& client) override {
+    return clients_.enter(mount_id(), client);
+  }
+  void leave_client(std::uint32_t number) noexcept override { clients_.leave(number); }
+  [[nodiscard]] std::optional<RemoteClient> client_of(const Grant& grant) const override {
+    return clients_.table().find(grant.holder.client, grant.owner.mount);
+  }
 
   // ---- ChangeGate ----
   ChangeTicket begin_change(const Change& change) noexcept override {
@@ -130,6 +141,7 @@ class ShmStore final : public TableService<shm::ShmBackend>, public ChangeGate {
   std::uint64_t last_reaped_{};  // the watcher's, and join()'s before it
   bool name_lost_{};             // and said so
   const Options options_;
+  ClientNames clients_;
   std::int64_t started_at_{};
   std::array<std::uint32_t, shm::kShardCount> losses_seen_{};  // the doorbell thread's
   Verification verification_;                                  // the watcher's
