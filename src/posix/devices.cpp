@@ -1,6 +1,7 @@
 #include "posix/devices.h"
 
 #include <fcntl.h>
+#include <sys/vfs.h>
 
 #include "posix/file_handle.h"
 #include "posix/sys.h"
@@ -38,12 +39,16 @@ void Devices::open_mount(Device& device, int fd) {
   UniqueFd mount = mount_descriptor(fd);
   if (!mount) return;
   const bool births = is_local(mount.get());
+  struct statfs fs {};
+  const std::uint32_t identity =
+      ::fstatfs(mount.get(), &fs) == 0 ? hash32(&fs.f_fsid, sizeof fs.f_fsid) : 0;
   auto fresh = std::make_shared<const UniqueFd>(std::move(mount));
   const MutexLock hold{device.mu};
   if (device.mount) return;
   device.mount = std::move(fresh);
   device.idle = 0;
   device.births.store(births);
+  device.identity.store(identity);
   device.open.store(true);
   device.handles.store(true);
 }

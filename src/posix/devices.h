@@ -51,6 +51,11 @@ class Devices {
   [[nodiscard]] bool tells_births(unsigned slot) const noexcept {
     return slot < kMost && all_[slot].births.load();
   }
+  // Of the file system: statfs(2)'s f_fsid, which does not change with its device number (but on
+  // xfs). 0 without handles.
+  [[nodiscard]] std::uint32_t identity(unsigned slot) const noexcept {
+    return all_[slot].identity.load();
+  }
   // Whether the device cannot have gone, and its number to another file system, since it was met:
   // a descriptor is open, or there are no handles and its nodes hold theirs.
   [[nodiscard]] bool is_held(unsigned slot) const noexcept {
@@ -70,6 +75,7 @@ class Devices {
     dev_t dev{};
     std::atomic<bool> handles{false};
     std::atomic<bool> births{false};
+    std::atomic<std::uint32_t> identity{0};
     std::atomic<bool> open{false};  // there is a mount
     std::atomic<bool> used{false};  // since the last close_unused()
     Mutex mu;                       // leaf

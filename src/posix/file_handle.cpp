@@ -36,14 +36,13 @@ Result<FileHandle> FileHandle::of(int fd) noexcept {
   return handle;
 }
 
-Result<FileHandle> FileHandle::ext_wildcard(std::uint64_t ino) noexcept {
-  constexpr std::int32_t kIno32Gen = 1;  // FILEID_INO32_GEN, linux/exportfs.h
-  if (ino > UINT32_MAX) return errno_code(EOVERFLOW);
-  const std::uint32_t words[2] = {static_cast<std::uint32_t>(ino), 0};
+Result<FileHandle> FileHandle::make(std::int32_t type, const void* bytes,
+                                    std::size_t size) noexcept {
+  if (size > kMostBytes) return errno_code(EOVERFLOW);
   FileHandle handle;
-  handle.type_ = kIno32Gen;
-  handle.size_ = sizeof words;
-  std::memcpy(handle.bytes_.data(), words, sizeof words);
+  handle.type_ = type;
+  handle.size_ = static_cast<std::uint8_t>(size);
+  std::memcpy(handle.bytes_.data(), bytes, size);
   return handle;
 }
 
@@ -86,6 +85,25 @@ std::optional<FileHandle> FileHandle::parse(std::string_view text) noexcept {
     std::from_chars(text.data() + at, text.data() + at + 2, handle.bytes_[handle.size_++], 16);
   }
   return handle;
+}
+
+std::uint32_t FileHandle::generation() const noexcept {
+  struct Layout {
+    std::int32_t type;
+    std::size_t size, generation_at;
+  };
+  constexpr std::array<Layout, 3> kKnown{{
+      {0x01, 8, 4},    // FILEID_INO32_GEN: inode number, generation
+      {0x81, 12, 8},   // xfs_fid64: inode number of 64 bits, generation
+      {0x4d, 20, 16},  // btrfs_fid: object, subvolume, generation
+  }};
+  for (const Layout& layout : kKnown) {
+    if (type_ != layout.type || size_ != layout.size) continue;
+    std::uint32_t generation = 0;
+    std::memcpy(&generation, bytes_.data() + layout.generation_at, sizeof generation);
+    if (generation != 0) return generation;
+  }
+  return hash();
 }
 
 std::uint32_t FileHandle::hash() const noexcept {

@@ -27,9 +27,8 @@ class FileHandle {
   // EOPNOTSUPP where the file system gives none, EOVERFLOW where they are too long.
   static Result<FileHandle> of(int fd) noexcept;
 
-  // The handle ext2, ext3 and ext4 accept for whatever lives under an inode number:
-  // FILEID_INO32_GEN with generation 0 (ext4_nfs_get_inode()). EOVERFLOW if ino does not fit.
-  static Result<FileHandle> ext_wildcard(std::uint64_t ino) noexcept;
+  // From its parts. EOVERFLOW.
+  static Result<FileHandle> make(std::int32_t type, const void* bytes, std::size_t size) noexcept;
 
   // An O_PATH descriptor; mount is any ordinary descriptor on the file system. ESTALE if the file
   // is gone; EPERM without CAP_DAC_READ_SEARCH.
@@ -37,8 +36,15 @@ class FileHandle {
 
   [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
 
-  // For fuse_entry_param::generation: differs, but for one chance in 2^32, between two files that
-  // had the same inode number one after the other. Never 0.
+  [[nodiscard]] std::int32_t type() const noexcept { return type_; }
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  [[nodiscard]] const unsigned char* bytes() const noexcept { return bytes_.data(); }
+
+  // For fuse_entry_param::generation, by which files that had the same inode number one after the
+  // other are told apart: the file system's own where the handle says it (ext4, xfs, btrfs), so
+  // that what it gives out only once is never said of two files; else hash(). Never 0.
+  [[nodiscard]] std::uint32_t generation() const noexcept;
+  // Of the whole handle: the same for two files with one chance in 2^32. Never 0.
   [[nodiscard]] std::uint32_t hash() const noexcept;
 
   // For keeping it in a file: lower-case hex, the type first. Empty for no file.

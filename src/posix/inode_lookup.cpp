@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "posix/credentials.h"
+#include "posix/handle_by_ino.h"
 #include "posix/inode_table.h"
 #include "posix/sys.h"
 
@@ -57,9 +58,20 @@ Result<InodeTable::Identity> InodeTable::identify(int fd, std::uint64_t parent) 
   found.node = ids_.node_of(found.slot, file_id(*st));
   const auto handle = FileHandle::of(fd);
   if (handle) found.handle = *handle;
-  found.generation = handle ? handle->hash() : birth_of(fd);
+  found.generation = generation_of(found.slot, found.handle, fd);
   if (handle && devices_.tells_births(found.slot)) found.birth = telling(birth, options_.settled);
   return found;
+}
+
+// Below SOURCE's own file system the same inode number, and even the same generation (snapshots of
+// btrfs), may be on several: their identity is mixed in, so that a handle of one is never taken for
+// another's, should their numbers be dealt otherwise one day.
+std::uint32_t InodeTable::generation_of(unsigned slot, const FileHandle& handle, int fd) const {
+  if (handle.empty()) return birth_of(fd);
+  if (slot == 0) return handle.generation();
+  const std::uint32_t words[2] = {handle.hash(),
+                                  slot == NodeIds::kDealtSlot ? 0 : devices_.identity(slot)};
+  return hash32(words, sizeof words);
 }
 
 Result<Entry> InodeTable::adopt(UniqueFd fd, std::uint64_t parent, std::string_view name) {
@@ -222,11 +234,11 @@ Result<Entry> InodeTable::unknown_self(std::uint64_t node) {
   const unsigned slot = NodeIds::slot_of(node);
   if (!NodeIds::possible(node) || slot >= devices_.size()) return errno_code(ESTALE);
   if (!devices_.has_handles(slot)) return errno_code(ESTALE);
-  const auto handle = FileHandle::ext_wildcard(NodeIds::ino_of(node));
-  if (!handle) return errno_code(ESTALE);
   become_daemon();
   const auto mount = mount_of(slot);
-  auto fd = mount ? handle->open((*mount)->get()) : Result<UniqueFd>{mount.error()};
+  if (!mount) return errno_code(ESTALE);
+  const auto handle = handle_by_ino((*mount)->get(), NodeIds::ino_of(node));
+  auto fd = handle ? handle->open((*mount)->get()) : Result<UniqueFd>{handle.error()};
   if (!fd) return errno_code(ESTALE);
   const auto st = stat_of(fd->get());
   if (!st || st->st_dev != devices_.dev(slot) || st->st_ino != NodeIds::ino_of(node)) {

@@ -219,6 +219,8 @@ class InodeTable {
     if (janitor_idle_.load(std::memory_order_relaxed)) janitor_cv_.notify_one();
   }
 
+  [[nodiscard]] std::uint32_t generation_of(unsigned slot, const FileHandle& handle, int fd) const;
+
   // Node and identity of an open file.
   struct Identity {
     std::uint64_t node{};

@@ -14,7 +14,7 @@
 
 #include "posix/credentials.h"
 #include "posix/dir_stream.h"
-#include "posix/file_handle.h"
+#include "posix/handle_by_ino.h"
 #include "posix/sys.h"
 
 namespace latchfs::posix {
@@ -89,7 +89,7 @@ Result<UniqueFd> MountPoints::open_covered(int dir, const char* name) const {
   if (!here) return here.error();
   const auto slot = devices_.slot_of(here->st_dev, dir);
   if (const auto mount = slot ? devices_.mount(*slot) : nullptr) {
-    const auto handle = FileHandle::ext_wildcard(listed_ino(dir, name));
+    const auto handle = handle_by_ino((*mount).get(), listed_ino(dir, name));
     auto fd = handle ? handle->open(mount->get()) : Result<UniqueFd>{handle.error()};
     if (fd) return fd;
   }

@@ -31,8 +31,9 @@ void run(const std::string& command, const char* what) {
 
 }  // namespace
 
-LoopImage::LoopImage(int megabytes, const std::string& mkfs_options)
-    : base_{make_scratch_directory("latchfs-image")},
+LoopImage::LoopImage(int megabytes, const std::string& mkfs_options, const std::string& type)
+    : type_{type},
+      base_{make_scratch_directory("latchfs-image")},
       file_{base_ + "/image"},
       mountpoint_{base_ + "/mnt"} {
   if (mkdir(mountpoint_.c_str(), 0755) != 0) throw std::runtime_error("mkdir " + mountpoint_);
@@ -40,13 +41,15 @@ LoopImage::LoopImage(int megabytes, const std::string& mkfs_options)
   if (!fd || ftruncate(fd.get(), off_t{megabytes} << 20) != 0) {
     throw std::runtime_error("no room for " + file_);
   }
-  run("PATH=$PATH:/sbin:/usr/sbin mkfs.ext4 -q -F " + mkfs_options + " " + file_,
+  const std::string force = type_ == "ext4" ? " -q -F " : " -q -f ";
+  run("PATH=$PATH:/sbin:/usr/sbin mkfs." + type_ + force + mkfs_options + " " + file_,
       "making a file system");
   attach();
 }
 
 void LoopImage::attach() {
-  run("mount -t ext4 -o loop,acl,user_xattr " + file_ + " " + mountpoint_,
+  const std::string extra = type_ == "ext4" ? ",acl,user_xattr " : " ";
+  run("mount -t " + type_ + " -o loop" + extra + file_ + " " + mountpoint_,
       "mounting an image (no loop devices?)");
   chmod(mountpoint_.c_str(), 0755);
 }

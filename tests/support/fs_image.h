@@ -1,4 +1,4 @@
-// A small ext4 file system of a test's own, in a file, mounted through a loop device.
+// A small file system of a test's own, in a file, mounted through a loop device.
 #pragma once
 
 #include <sys/types.h>
@@ -10,9 +10,9 @@ namespace latchfs::fsdiff {
 
 class LoopImage {
  public:
-  // mkfs_options: for mkfs.ext4. Throws std::runtime_error with one clear line where the machine
-  // has no loop devices or no mkfs.ext4.
-  LoopImage(int megabytes, const std::string& mkfs_options);
+  // mkfs_options: for mkfs.TYPE. Throws std::runtime_error with one clear line where the machine
+  // has no loop devices or no mkfs for it.
+  LoopImage(int megabytes, const std::string& mkfs_options, const std::string& type = "ext4");
   ~LoopImage();
   LoopImage(const LoopImage&) = delete;
   LoopImage& operator=(const LoopImage&) = delete;
@@ -28,7 +28,7 @@ class LoopImage {
 
  private:
   void attach();
-  std::string base_, file_, mountpoint_;
+  std::string type_, base_, file_, mountpoint_;
 };
 
 // Runs fn in a child with these ids (no supplementary groups); gives what it returns (0 to 255).

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <vector>
+
 #include "posix/file_handle.h"
 #include "posix/node_ids.h"
 
@@ -7,6 +9,10 @@ namespace latchfs::posix {
 namespace {
 
 constexpr std::uint64_t kHighBits = std::uint64_t{7} << 61;
+
+FileHandle handle_of(std::int32_t type, const std::vector<std::uint32_t>& words) {
+  return FileHandle::make(type, words.data(), words.size() * sizeof words[0]).value();
+}
 
 TEST(NodeIds, AreTheInodeNumberOnTheFirstDevice) {
   NodeIds ids;
@@ -53,13 +59,29 @@ TEST(NodeIds, AreNotDealtAgainAfterRelease) {
 
 TEST(FileHandle, HashIsNeverZeroAndTellsFilesApart) {
   EXPECT_NE(FileHandle{}.hash(), 0u);
-  const auto a = FileHandle::ext_wildcard(12);
-  const auto b = FileHandle::ext_wildcard(13);
-  ASSERT_TRUE(a && b);
-  EXPECT_NE(a->hash(), b->hash());
-  EXPECT_FALSE(*a == *b);
-  EXPECT_FALSE(FileHandle::ext_wildcard(std::uint64_t{1} << 32));
+  const auto a = handle_of(1, {12, 7});
+  const auto b = handle_of(1, {13, 7});
+  EXPECT_NE(a.hash(), b.hash());
+  EXPECT_FALSE(a == b);
   EXPECT_EQ(FileHandle{}.open(0).error(), errno_code(ESTALE));
+}
+
+TEST(FileHandle, IsOfBoundedSize) {
+  const std::vector<std::uint32_t> much(9, 1);
+  EXPECT_EQ(FileHandle::make(1, much.data(), 36).error(), errno_code(EOVERFLOW));
+  EXPECT_TRUE(FileHandle::make(1, much.data(), 35));
+}
+
+// The words of ext4's, xfs's and btrfs's; what is none of them is told apart by all of it.
+TEST(FileHandle, GenerationIsTheFileSystemsOwn) {
+  EXPECT_EQ(handle_of(0x01, {12, 77}).generation(), 77u);
+  EXPECT_EQ(handle_of(0x81, {12, 0, 78}).generation(), 78u);
+  EXPECT_EQ(handle_of(0x4d, {256, 0, 5, 0, 79}).generation(), 79u);
+  const auto of_tmpfs = handle_of(0x01, {80, 12, 0});
+  EXPECT_EQ(of_tmpfs.generation(), of_tmpfs.hash());
+  const auto none = handle_of(0x01, {12, 0});
+  EXPECT_EQ(none.generation(), none.hash());
+  EXPECT_NE(none.generation(), 0u);
 }
 
 }  // namespace
