@@ -20,6 +20,7 @@ struct FileEntry {
   std::uint64_t node{};
   FileId id;
   struct stat attr {};
+  std::uint32_t generation{};  // of the node, which may be another file's one day
 };
 
 // Where a grant's file is, seen from this mount.
@@ -37,6 +38,10 @@ class FileView {
   // One step down, as the caller; symlinks are not followed. ENOENT, EACCES, ENOTDIR, ...
   [[nodiscard]] virtual Result<FileEntry> lookup(std::uint64_t parent, std::string_view name,
                                                  const Caller&) = 0;
+  // The node once more, whether the mount still knows it or not, or the directory it is in: what
+  // NFS servers ask for by handle. ESTALE: there is no such file (any more).
+  enum class Which : std::uint8_t { kItself, kItsDirectory };
+  [[nodiscard]] virtual Result<FileEntry> revive(std::uint64_t node, Which) = 0;
   virtual void forget(std::uint64_t node, std::uint64_t count) noexcept = 0;
   // ESTALE if the node is not known.
   [[nodiscard]] virtual Result<FileEntry> getattr(std::uint64_t node) = 0;

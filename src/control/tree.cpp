@@ -54,6 +54,7 @@ constexpr std::array<FixedName, 8> kFixed{{{"README", Fixed::kReadme, 0444},
                                            {"reply", Fixed::kReply, 0444},
                                            {"status", Fixed::kStatus, 0444}}};
 constexpr std::string_view kFilesName = "files";
+using Which = FileView::Which;
 constexpr std::uint64_t kFilesNode = kControlBit | kMirrorBit | FileView::kRootNode;
 
 constexpr std::uint64_t node_of(Fixed what) {
@@ -249,6 +250,7 @@ Result<NodeAttr> Tree::Impl::mirror_attr(const FileEntry& entry, std::uint64_t n
     out.node = node;
     out.attr = entry.attr;
     out.attr.st_ino = node;
+    out.generation = entry.generation;
     return out;
   }
   // A symbolic link is shown, so that listings of the directory are whole, but not followed.
@@ -257,6 +259,7 @@ Result<NodeAttr> Tree::Impl::mirror_attr(const FileEntry& entry, std::uint64_t n
   if (out) {
     out->attr.st_uid = entry.attr.st_uid;
     out->attr.st_gid = entry.attr.st_gid;
+    out->generation = entry.generation;
   }
   return out;
 }
@@ -401,7 +404,11 @@ Result<NodeAttr> Tree::Impl::look_up_mirror(std::uint64_t parent, std::string_vi
     // What the tree shadows in the mount it shadows here.
     if (name == context_.options().name) return errno_code(ENOENT);
   }
-  const auto entry = context_.files().lookup(mirrored(parent), name, caller);
+  const bool up = name == "..";
+  const auto entry =
+      up || name == "."
+          ? context_.files().revive(mirrored(parent), up ? Which::kItsDirectory : Which::kItself)
+          : context_.files().lookup(mirrored(parent), name, caller);
   if (!entry) return entry.error();
   auto attr = mirror_attr(*entry, kControlBit | kMirrorBit | entry->node, caller);
   if (!attr && entry->node != FileView::kRootNode) context_.files().forget(entry->node, 1);
@@ -438,14 +445,16 @@ Tree::~Tree() = default;
 
 Result<NodeAttr> Tree::lookup(std::uint64_t parent, std::string_view name, const Caller& caller) {
   if (name.size() > NAME_MAX) return errno_code(ENAMETOOLONG);
-  if (is_mirror(parent)) return impl_->look_up_mirror(parent, name, caller);
+  if (is_mirror(parent) && !(parent == kFilesNode && name == ".")) {
+    return impl_->look_up_mirror(parent, name, caller);
+  }
   if (name == ".") return getattr(parent, caller);
   if (parent != kTreeRoot) return errno_code(name == ".." ? ESTALE : ENOTDIR);
   if (name == kFilesName) return getattr(kFilesNode, caller);
   if (name == "..") {
     const auto entry = impl_->context_.files().getattr(FileView::kRootNode);
     if (!entry) return entry.error();
-    return NodeAttr{FileView::kRootNode, entry->attr};
+    return NodeAttr{FileView::kRootNode, entry->attr, 1};
   }
   for (const FixedName& fixed : kFixed) {
     if (fixed.name == name) return impl_->fixed_attr(fixed, caller);

@@ -54,7 +54,8 @@ struct Options {
 
 struct NodeAttr {
   std::uint64_t node{};
-  struct stat attr {};  // st_ino is the node number; st_size and st_mtim are truthful
+  struct stat attr {};         // st_ino is the node number; st_size and st_mtim are truthful
+  std::uint32_t generation{};  // below files/: the mirrored node's
 };
 
 struct FileName {
@@ -71,7 +72,8 @@ class Tree {
   Tree& operator=(const Tree&) = delete;
 
   // References the answer once (mirror nodes reference the mount's node). ENOENT, EACCES, EINVAL
-  // (a malformed query), ENAMETOOLONG.
+  // (a malformed query), ENAMETOOLONG. "." and ".." go by node, known still or not, for NFS
+  // handles: ESTALE; ".." of the tree's root is the mount's, node FileView::kRootNode.
   Result<NodeAttr> lookup(std::uint64_t parent, std::string_view name, const Caller&);
   void forget(std::uint64_t node, std::uint64_t count) noexcept;
   Result<NodeAttr> getattr(std::uint64_t node, const Caller&);

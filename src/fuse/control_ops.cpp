@@ -17,6 +17,7 @@ posix::Entry to_entry(const control::NodeAttr& found) {
   posix::Entry entry;
   entry.node = found.node;
   entry.attr = found.attr;
+  entry.generation = found.generation;
   return entry;
 }
 
@@ -31,11 +32,15 @@ Result<void> lookup_root(FileSystem& fs, Reply& reply) {
 }
 
 Result<void> lookup(FileSystem& fs, Reply& reply, std::uint64_t parent, const char* name) {
-  // The kernel asks for these only on behalf of NFS, which the tree is not exported to by handle.
-  if (std::strcmp(name, ".") == 0 || std::strcmp(name, "..") == 0) return errno_code(ESTALE);
   posix::become_daemon();
   const auto found = fs.tree.lookup(parent, name, caller_of(reply.request()));
   if (!found) return found.error();
+  if (found->node == posix::NodeIds::kRoot) {  // ".." of the tree
+    const auto root = fs.inodes->lookup(posix::NodeIds::kRoot, ".");
+    if (!root) return root.error();
+    static_cast<void>(reply.entry(*root, kNever));
+    return {};
+  }
   if (!reply.entry(to_entry(*found), kNever)) fs.tree.forget(found->node, 1);
   return {};
 }

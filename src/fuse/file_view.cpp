@@ -35,7 +35,7 @@ Result<control::FileEntry> MountFileView::lookup(std::uint64_t parent, std::stri
   posix::become_daemon();
   const auto found = inodes_.adopt(std::move(*fd), parent, text);
   if (!found) return found.error();
-  return control::FileEntry{found->node, found->id, found->attr};
+  return control::FileEntry{found->node, found->id, found->attr, found->generation};
 }
 
 // With all groups at once, not when refused without them: nothing else has checked this caller, and
@@ -50,6 +50,12 @@ Result<UniqueFd> MountFileView::step_as(const Caller& caller, int dir, const cha
   });
   if (!done) return done.error();
   return fd;
+}
+
+Result<control::FileEntry> MountFileView::revive(std::uint64_t node, Which which) {
+  const auto found = inodes_.lookup(node, which == Which::kItself ? "." : "..");
+  if (!found) return found.error();
+  return control::FileEntry{found->node, found->id, found->attr, found->generation};
 }
 
 void MountFileView::forget(std::uint64_t node, std::uint64_t count) noexcept {

@@ -23,6 +23,7 @@ class MountFileView final : public control::FileView {
 
   Result<control::FileEntry> lookup(std::uint64_t parent, std::string_view name,
                                     const Caller& caller) override;
+  [[nodiscard]] Result<control::FileEntry> revive(std::uint64_t node, Which) override;
   void forget(std::uint64_t node, std::uint64_t count) noexcept override;
   Result<control::FileEntry> getattr(std::uint64_t node) override;
   Result<control::FileEntry> resolve(std::string_view path, const Caller& caller) override;

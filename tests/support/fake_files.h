@@ -85,10 +85,16 @@ class FakeFiles final : public control::FileView {
     const File& dir = found->second;
     if (!S_ISDIR(dir.entry.attr.st_mode)) return errno_code(ENOTDIR);
     if (!allowed(dir, caller, 1)) return errno_code(EACCES);
-    const File* file = name == "."    ? &dir
-                       : name == ".." ? at(parent_of(dir.path))
-                                      : at(join(dir.path, name));
+    const File* file = at(join(dir.path, name));
     if (file == nullptr) return errno_code(ENOENT);
+    ++references[file->entry.node];
+    return file->entry;
+  }
+  Result<control::FileEntry> revive(std::uint64_t node, Which which) override {
+    const std::lock_guard lock{mu_};
+    const auto found = files_.find(node);
+    if (found == files_.end()) return errno_code(ESTALE);
+    const File* file = which == Which::kItself ? &found->second : at(parent_of(found->second.path));
     ++references[file->entry.node];
     return file->entry;
   }
