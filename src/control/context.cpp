@@ -55,6 +55,15 @@ Result<FileId> Context::resolve(const FileRef& ref, const Caller& caller) const 
   return found->id;
 }
 
+std::vector<RemoteClient> Context::machines_of(const Grant& grant) const {
+  if (grant.holder.client != 0) {
+    const auto client = locks_.client_of(grant);
+    return client ? std::vector{*client} : std::vector<RemoteClient>{};
+  }
+  if (auto clients = files_.nfs_clients(grant)) return *std::move(clients);
+  return {{options_.node_name, options_.node_address}};
+}
+
 std::string Context::file_id_text(FileId file) const {
   if (file.dev == root_dev_) return std::to_string(file.ino);
   return fmt::format("{}:{}", file.dev, file.ino);

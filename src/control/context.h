@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "control/file_view.h"
 #include "control/filelocks.h"
@@ -39,6 +40,10 @@ class Context {
   // once more without the mount point in front. Numbers are not checked: whether anything is
   // locked under them is for the table to say.
   Result<FileId> resolve(const FileRef& ref, const Caller& caller) const;
+
+  // The machines a grant may be held for: as a rule one, this one's; of an NFS client's lock those
+  // FileView::nfs_clients() names.
+  std::vector<RemoteClient> machines_of(const Grant& grant) const;
 
   // As listings print it and FileRef reads it.
   std::string file_id_text(FileId file) const;

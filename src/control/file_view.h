@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/caller.h"
 #include "latchfs/result.h"
@@ -52,6 +53,10 @@ class FileView {
 
   // The current path of the file a grant is on, also after renames. Never a guess.
   [[nodiscard]] virtual Located locate(const Grant&) = 0;
+
+  // The NFS clients that a lock which this machine's NFS server took may be held for (one: it is
+  // his; several: one of them; none: nobody knows). Nothing: the lock is of a process here.
+  [[nodiscard]] virtual std::optional<std::vector<RemoteClient>> nfs_clients(const Grant&) = 0;
 
   // Could the caller open the file at this mount path for reading, path walk included?
   [[nodiscard]] virtual bool may_read(std::string_view path, FileId, const Caller&) = 0;

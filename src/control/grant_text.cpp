@@ -21,6 +21,19 @@ void field(std::string& out, std::string_view key, std::string_view value) {
   append_json_string(out, value);
 }
 
+// owner_name and owner_address, of all that it may be.
+void append_machines(std::string& out, const Context& context, const Grant& grant) {
+  std::string names;
+  std::string addresses;
+  for (const RemoteClient& machine : context.machines_of(grant)) {
+    const char* const comma = addresses.empty() && names.empty() ? "" : ", ";
+    names += comma + machine.name;
+    addresses += comma + machine.address;
+  }
+  field(out, "owner_name", names);
+  field(out, "owner_address", addresses);
+}
+
 void append_range(std::string& out, const Grant& grant) {
   out += "\"mode\": [\"";
   out += api_mode(grant.kind, grant.mode);
@@ -49,8 +62,7 @@ void append_common(std::string& out, const Context& context, const Grant& grant,
   out += ", ";
   append_range(out, grant);
   field(out, "owner_id", to_string(grant.owner));
-  field(out, "owner_name", options.node_name);
-  field(out, "owner_address", options.node_address);
+  append_machines(out, context, grant);
   field(out, "node_address", options.node_address);
   field(out, "path", facts.path);
   field(out, "kind", kind_name(grant.kind));
@@ -58,12 +70,15 @@ void append_common(std::string& out, const Context& context, const Grant& grant,
 }
 
 void append_blocker(std::string& out, const Context& context, const Grant& blocker, bool visible) {
-  const Options& options = context.options();
   out += '{';
   append_range(out, blocker);
   field(out, "owner_id", visible ? to_string(blocker.owner) : "");
-  field(out, "owner_name", visible ? std::string_view{options.node_name} : "");
-  field(out, "owner_address", visible ? std::string_view{options.node_address} : "");
+  if (visible) {
+    append_machines(out, context, blocker);
+  } else {
+    field(out, "owner_name", "");
+    field(out, "owner_address", "");
+  }
   field(out, "kind", kind_name(blocker.kind));
   if (visible) {
     append_holder(out, blocker.holder);

@@ -63,8 +63,15 @@ bool LockListing::shown(const Waiter& entry) {
   if (query.pid && *query.pid != grant.holder.pid) return false;
   if (query.uid && *query.uid != grant.holder.uid) return false;
   if (query.mode && *query.mode != api_mode(grant.kind, grant.mode)) return false;
-  if (query.owner_name && *query.owner_name != context_.options().node_name) return false;
-  if (query.owner_address && *query.owner_address != context_.options().node_address) return false;
+  if (query.owner_name || query.owner_address) {
+    const auto machines = context_.machines_of(grant);
+    const bool asked_for =
+        std::any_of(machines.begin(), machines.end(), [&query](const RemoteClient& machine) {
+          return query.owner_name.value_or(machine.name) == machine.name &&
+                 query.owner_address.value_or(machine.address) == machine.address;
+        });
+    if (!asked_for) return false;
+  }
   const FileFacts::Facts& facts = facts_.of(grant);
   if (facts.outside) return false;
   if (query.snapshot && *query.snapshot != facts.snapshot) return false;

@@ -150,26 +150,45 @@ Result<MountFileView::Place> MountFileView::place_of(std::string_view path, cons
   return place;
 }
 
-pid_t MountFileView::daemon_of(std::uint64_t mount) {
-  if (mount == locks_.mount_id()) return ::getpid();
+MountFileView::Sharer MountFileView::sharer(std::uint64_t mount) {
   {
     const MutexLock hold{mu_};
-    const auto it = daemons_.find(mount);
-    if (it != daemons_.end()) return it->second;
+    const auto it = sharers_.find(mount);
+    if (it != sharers_.end()) return it->second;
   }
   const auto stats = locks_.stats();
-  if (!stats) return 0;
+  if (!stats) return {};
   const MutexLock hold{mu_};
-  for (const MountInfo& info : stats->mounts) daemons_[info.id] = static_cast<pid_t>(info.pid);
-  const auto it = daemons_.find(mount);
-  return it != daemons_.end() ? it->second : 0;
+  for (const MountInfo& info : stats->mounts) {
+    sharers_[info.id] = {static_cast<pid_t>(info.pid), info.mountpoint};
+  }
+  const auto it = sharers_.find(mount);
+  return it != sharers_.end() ? it->second : Sharer{};
+}
+
+std::optional<std::vector<RemoteClient>> MountFileView::nfs_clients(const Grant& grant) {
+  const std::string_view whole{grant.holder.comm.data(), grant.holder.comm.size()};
+  posix::become_daemon();
+  if (!posix::NfsdClients::is_server_thread(grant.holder.pid, whole.substr(0, whole.find('\0')))) {
+    return std::nullopt;
+  }
+  const dev_t super_block = posix::super_block_at(sharer(grant.owner.mount).mountpoint);
+  if (super_block == 0) return std::vector<RemoteClient>{};
+  const auto ino = inodes_.shown_ino(static_cast<dev_t>(grant.file.dev), grant.file.ino);
+  return nfsd_clients_.with_locks_on(super_block, ino, grant.acquired_at_ns);
 }
 
 control::Located MountFileView::locate(const Grant& grant) {
-  const pid_t pid = grant.holder.backing_fd < 0 ? 0 : daemon_of(grant.owner.mount);
-  if (pid == 0) return {};
   posix::become_daemon();
-  auto found = finder_.find(pid, grant.holder.backing_fd, grant.file);
+  posix::FoundPath found;
+  if (grant.holder.backing_fd >= 0) {
+    const bool own = grant.owner.mount == locks_.mount_id();
+    const pid_t pid = own ? ::getpid() : sharer(grant.owner.mount).daemon;
+    if (pid != 0) found = finder_.find(pid, grant.holder.backing_fd, grant.file);
+  } else if (const auto pin = inodes_.pin_of(grant.file)) {
+    // Held by who has no descriptor of the backing file (a service): by one of our own.
+    found = finder_.find(::getpid(), (*pin)->fd.get(), grant.file);
+  }
   // Below the entry that the control tree hides there is nothing of this mount's.
   const std::string hidden = "/" + control_name_;
   if (found.path == hidden || found.path.rfind(hidden + "/", 0) == 0) return {"", true};

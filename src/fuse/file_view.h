@@ -11,6 +11,7 @@
 #include "control/file_view.h"
 #include "latchfs/lock_service.h"
 #include "posix/inode_table.h"
+#include "posix/nfsd_clients.h"
 #include "posix/path_finder.h"
 
 namespace latchfs::fuse {
@@ -28,6 +29,7 @@ class MountFileView final : public control::FileView {
   Result<control::FileEntry> getattr(std::uint64_t node) override;
   Result<control::FileEntry> resolve(std::string_view path, const Caller& caller) override;
   control::Located locate(const Grant& grant) override;
+  std::optional<std::vector<RemoteClient>> nfs_clients(const Grant& grant) override;
   bool may_read(std::string_view path, FileId id, const Caller& caller) override;
   bool is_admin(const Caller& caller) override;
 
@@ -51,8 +53,12 @@ class MountFileView final : public control::FileView {
   // directory above it, and the name there ("" for the root).
   Result<UniqueFd> walk(std::string_view path, const Caller& caller, std::string* last = nullptr);
   Result<UniqueFd> step_as(const Caller& caller, int dir, const char* name);
-  // The process of a mount that shares the table; 0 if it is gone.
-  pid_t daemon_of(std::uint64_t mount);
+  // A mount that shares the table; empty if it is gone.
+  struct Sharer {
+    pid_t daemon{};
+    std::string mountpoint;
+  };
+  Sharer sharer(std::uint64_t mount);
 
   posix::InodeTable& inodes_;
   LockService& locks_;
@@ -65,7 +71,8 @@ class MountFileView final : public control::FileView {
   Mutex mu_;  // leaf
   // Mount numbers are never used again, so what was found stays right; a dead daemon's
   // descriptors are not found by the finder.
-  std::unordered_map<std::uint64_t, pid_t> daemons_ GUARDED_BY(mu_);
+  std::unordered_map<std::uint64_t, Sharer> sharers_ GUARDED_BY(mu_);
+  posix::NfsdClients nfsd_clients_;
 };
 
 }  // namespace latchfs::fuse

@@ -230,6 +230,18 @@ Result<Entry> InodeTable::self(std::uint64_t node) {
   return entry;
 }
 
+Result<PinPtr> InodeTable::pin_of(FileId id) {
+  if (id == root_->id) return root_;
+  const unsigned slot = devices_.find(static_cast<dev_t>(id.dev));
+  if (!NodeIds::fits(slot, id.ino)) return errno_code(ESTALE);
+  const std::uint64_t node = ids_.node_of(slot, id);
+  const auto entry = self(node);
+  if (!entry) return entry.error();
+  auto held = pin(node);
+  forget(node, 1);
+  return held;
+}
+
 Result<Entry> InodeTable::unknown_self(std::uint64_t node) {
   const unsigned slot = NodeIds::slot_of(node);
   if (!NodeIds::possible(node) || slot >= devices_.size()) return errno_code(ESTALE);

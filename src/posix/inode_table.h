@@ -123,6 +123,10 @@ class InodeTable {
   // The node of a file met by other means; 0 if the kernel does not know it.
   std::uint64_t known(const struct stat& st);
 
+  // A descriptor of the file under this id, also of one the kernel does not know: then only where
+  // an inode number is enough (handle_by_ino.h). ESTALE. Takes no reference. As the daemon.
+  Result<PinPtr> pin_of(FileId id);
+
   // st_ino as users see it: unique in the mount also where several file systems are below it.
   void show(struct stat& st) const noexcept;
   [[nodiscard]] std::uint64_t shown_ino(dev_t dev, std::uint64_t ino) const noexcept;

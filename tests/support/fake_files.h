@@ -142,6 +142,13 @@ class FakeFiles final : public control::FileView {
     }
     return {};
   }
+  std::map<FileId, std::vector<RemoteClient>> nfs_locked;  // files the NFS server has locks on
+  std::optional<std::vector<RemoteClient>> nfs_clients(const Grant& grant) override {
+    const std::lock_guard lock{mu_};
+    const auto found = nfs_locked.find(grant.file);
+    if (found == nfs_locked.end()) return std::nullopt;
+    return found->second;
+  }
   bool may_read(std::string_view path, FileId id, const Caller& caller) override {
     const auto entry = resolve(path, caller);
     if (!entry || entry->id != id) return false;
