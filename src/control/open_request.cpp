@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "control/release_client.h"
 #include "control/release_request.h"
 #include "control/release_run.h"
 
@@ -25,6 +26,9 @@ bool same_process(pid_t a, pid_t b) {
 Outcome ReleaseRequests::run(const Intake::Request& request, const Actor& actor) {
   const auto parsed = parse_release(request);
   if (const auto* wrong = std::get_if<Malformed>(&parsed)) return refuse(EINVAL, wrong->why);
+  if (const auto* all = std::get_if<ReleaseOfClient>(&parsed)) {
+    return run_release_of_client(context_, *all, actor);
+  }
   return run_release(context_, std::get<ReleaseRequest>(parsed), actor);
 }
 

@@ -61,6 +61,8 @@ Break a lock of process P. Dangerous: do it only if P leaked the lock and cannot
 be ended instead. Whoever waits goes on at once, P is not told.
   P=0; cat "$L/list?pid=$P" | jq -c '.grants[0] // empty |
     {ref: .file_id, offset, size, owner_id}' > "$L/release" && cat "$L/reply"
+Break all that an NFS client holds, by its address:
+  A=; [ -z "$A" ] || echo "owner_address=$A" > "$L/release"
 Keep others from changing a file (a path a line; / is the mount's root), see it:
   F=/some/file; [ ! -e "$L/files$F" ] || echo "$F" > "$L/filelock"
   jq -r '.filelocks[] | [.user, .locked_at, .path] | @tsv' "$L/filelock"

@@ -13,7 +13,8 @@ namespace latchfs::control {
 namespace {
 
 const std::vector<std::string_view>& known_keys() {
-  static const std::vector<std::string_view> keys{"ref", "offset", "size", "owner_id", "snapshot"};
+  static const std::vector<std::string_view> keys{"ref",      "offset",   "size",
+                                                  "owner_id", "snapshot", "owner_address"};
   return keys;
 }
 
@@ -45,10 +46,18 @@ std::string short_json(std::string_view value) { return json_string(value.substr
 
 }  // namespace
 
-std::variant<ReleaseRequest, Malformed> parse_release(const Intake::Request& request) {
+std::variant<ReleaseRequest, ReleaseOfClient, Malformed> parse_release(
+    const Intake::Request& request) {
   auto split = pairs_of(request);
   if (auto* bad = std::get_if<Malformed>(&split)) return std::move(*bad);
   const Pairs& pairs = std::get<Pairs>(split);
+  if (const auto* address = find(pairs, "owner_address")) {
+    if (pairs.size() != 1) {
+      return Malformed{"owner_address stands alone: it releases all that this machine holds"};
+    }
+    if (address->empty()) return Malformed{"owner_address is empty"};
+    return ReleaseOfClient{*address};
+  }
   for (const std::string_view key : {"ref", "offset", "size", "owner_id"}) {
     if (find(pairs, key) == nullptr) return Malformed{fmt::format("{} is missing", key)};
   }

@@ -1,5 +1,6 @@
 // What may be written to `release`: {"ref", "offset", "size", "owner_id"} and perhaps "snapshot",
-// as JSON or in the seed's query form. All of the first four, nothing else, nothing twice.
+// as JSON or in the seed's query form. All of the first four, nothing else, nothing twice. Or, what
+// the seed has not, {"owner_address"} alone: all that one machine on the network holds.
 #pragma once
 
 #include <optional>
@@ -21,8 +22,13 @@ struct ReleaseRequest {
   std::optional<std::string> snapshot;  // "" is the head
 };
 
+struct ReleaseOfClient {
+  std::string owner_address;  // not empty
+};
+
 // In JSON a ref is plain text, in the query form it is URL-encoded; only the latter can spell
 // names that are not UTF-8.
-[[nodiscard]] std::variant<ReleaseRequest, Malformed> parse_release(const Intake::Request& request);
+[[nodiscard]] std::variant<ReleaseRequest, ReleaseOfClient, Malformed> parse_release(
+    const Intake::Request& request);
 
 }  // namespace latchfs::control

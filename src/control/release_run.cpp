@@ -56,6 +56,7 @@ bool may_break(const Viewer& viewer, const std::vector<Grant>& held) {
 
 // Is the caller (a thread) of the process that holds the lock? Not if that cannot be told.
 bool is_holder(const Caller& caller, const Holder& holder) {
+  if (holder.client != 0) return false;  // its pid is another machine's
   if (caller.uid != holder.uid || caller.pid <= 0 || holder.pid == 0) return false;
   if (static_cast<std::uint32_t>(caller.pid) == holder.pid) return true;
   return ::access(fmt::format("/proc/{}/task/{}", holder.pid, caller.pid).c_str(), F_OK) == 0;

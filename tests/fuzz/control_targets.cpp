@@ -118,6 +118,10 @@ void release(std::string_view bytes) {
       must(!bad->why.empty(), "a refusal in words");
       continue;
     }
+    if (const auto* all = std::get_if<ReleaseOfClient>(&parsed)) {
+      must(!all->owner_address.empty(), "an address");
+      continue;
+    }
     const auto& request = std::get<ReleaseRequest>(parsed);
     must(request.range.begin() < request.range.end(), "a range");
     must(!request.ref_text.empty(), "a ref");
