@@ -241,6 +241,7 @@ Result<std::unique_ptr<FuseMount>> FuseMount::create(MountConfig config, LockSer
   const std::string mountpoint = config.mountpoint;
   posix::InodeTable::Options table_options;
   table_options.use_handles = config.use_handles;
+  table_options.state = config.state_directory;
   const std::vector<std::string> asked = complete_options(config);
   const OptionList options{for_libfuse(asked)};
   UniqueFd covered{::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};

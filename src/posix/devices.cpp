@@ -27,9 +27,10 @@ UniqueFd mount_descriptor(int fd) {
 }  // namespace
 
 unsigned Devices::find(dev_t dev) const noexcept {
+  if (dev == 0) return kMost;
   const unsigned count = size();
   for (unsigned slot = 0; slot < count; ++slot) {
-    if (all_[slot].dev == dev) return slot;
+    if (all_[slot].dev.load() == dev) return slot;
   }
   return kMost;
 }
@@ -53,17 +54,27 @@ void Devices::open_mount(Device& device, int fd) {
   device.handles.store(true);
 }
 
-Result<unsigned> Devices::slot_of(dev_t dev, int fd) {
+std::optional<Devices::Way> Devices::remembered(unsigned slot) {
+  const MutexLock hold{grow_mu_};
+  return numbers_.way_of(slot);
+}
+
+Result<unsigned> Devices::slot_of(dev_t dev, int fd, const Way& by) {
   unsigned slot = find(dev);
   if (slot == kMost) {
     const MutexLock hold{grow_mu_};
     slot = find(dev);
     if (slot == kMost) {
-      slot = size();
-      if (slot == kMost) return errno_code(ENFILE);
-      all_[slot].dev = dev;
+      const bool first = size() == 0;
+      const auto number =
+          first ? Result<unsigned>{0}
+                : numbers_.number_of(by, [this](unsigned n) { return all_[n].dev.load() == 0; });
+      if (!number) return number.error();
+      slot = *number;
+      entered(slot, by.parent, by.name);
       if (use_handles_) open_mount(all_[slot], fd);
-      count_.store(slot + 1, std::memory_order_release);
+      all_[slot].dev.store(dev);
+      if (slot >= size()) count_.store(slot + 1, std::memory_order_release);
     }
   }
   Device& device = all_[slot];

@@ -1,4 +1,5 @@
-// The file systems met below SOURCE, numbered in the order they were met. SOURCE's own is 0.
+// The file systems met below SOURCE, numbered: SOURCE's own is 0, the others as they were before
+// (device_numbers.h), else in the order they were met.
 //
 // Files of a device are found by handle through an ordinary descriptor on it. Such a descriptor
 // keeps a file system mounted, so a nested one's is closed when it was not used for a while, and
@@ -12,12 +13,15 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "base/mutex.h"
 #include "base/unique_fd.h"
 #include "latchfs/result.h"
+#include "posix/device_numbers.h"
 
 namespace latchfs::posix {
 
@@ -28,22 +32,26 @@ class Devices {
   // A descriptor for open_by_handle_at(), held by whoever uses it.
   using MountPtr = std::shared_ptr<const UniqueFd>;
   // The node of a directory on another device, and a name in it. Node 0: not known.
-  struct Way {
-    std::uint64_t parent{};
-    std::string name;
-  };
+  using Way = DeviceNumbers::Way;
 
   // use_handles: false in a daemon that may not open by handle, and in tests.
-  explicit Devices(bool use_handles) noexcept : use_handles_{use_handles} {}
+  Devices(bool use_handles, DeviceNumbers numbers)
+      : use_handles_{use_handles}, numbers_{std::move(numbers)} {}
 
-  // The number of dev, met now at the file `fd`. ENFILE when all numbers are taken.
-  [[nodiscard]] Result<unsigned> slot_of(dev_t dev, int fd);
+  // The number of dev, met now at the file `fd` by this way. ENFILE when all numbers are taken.
+  [[nodiscard]] Result<unsigned> slot_of(dev_t dev, int fd, const Way& by = {});
   // The number of a known dev; kMost if it is not known.
   [[nodiscard]] unsigned find(dev_t dev) const noexcept;
+  // More than the highest number.
   [[nodiscard]] unsigned size() const noexcept { return count_.load(std::memory_order_acquire); }
+  // 0: not met yet.
+  [[nodiscard]] dev_t dev(unsigned slot) const noexcept {
+    return slot < size() ? all_[slot].dev.load() : 0;
+  }
+  // Where a file system was entered that had the number in a daemon before.
+  [[nodiscard]] std::optional<Way> remembered(unsigned slot);
 
   // For all of these slot was returned by slot_of() or find().
-  [[nodiscard]] dev_t dev(unsigned slot) const noexcept { return all_[slot].dev; }
   // Whether files are found by handle, else by descriptor and name.
   [[nodiscard]] bool has_handles(unsigned slot) const noexcept { return all_[slot].handles.load(); }
   // Whether times of birth tell an inode number's users apart: they are given by this kernel when
@@ -72,7 +80,7 @@ class Devices {
 
  private:
   struct Device {
-    dev_t dev{};
+    std::atomic<dev_t> dev{0};
     std::atomic<bool> handles{false};
     std::atomic<bool> births{false};
     std::atomic<std::uint32_t> identity{0};
@@ -86,8 +94,10 @@ class Devices {
   void open_mount(Device& device, int fd);
 
   const bool use_handles_;
-  Mutex grow_mu_;  // a device's mutex may be taken below it
-  // dev of entries below count_ never changes.
+  // A device's mutex may be taken below it. Held over system calls: a file system is met once.
+  Mutex grow_mu_;
+  DeviceNumbers numbers_ GUARDED_BY(grow_mu_);
+  // Once it is not 0, dev never changes.
   std::array<Device, kMost> all_;
   std::atomic<unsigned> count_{0};
 };

@@ -33,7 +33,8 @@ std::int64_t telling(std::int64_t birth, std::uint32_t settled) {
 
 }  // namespace
 
-Result<InodeTable::Identity> InodeTable::identify(int fd, std::uint64_t parent) {
+Result<InodeTable::Identity> InodeTable::identify(int fd, std::uint64_t parent,
+                                                  std::string_view name) {
   Identity found;
   std::int64_t birth = 0;
   // A network file system would have to ask for it.
@@ -53,7 +54,10 @@ Result<InodeTable::Identity> InodeTable::identify(int fd, std::uint64_t parent) 
     found.generation = 1;
     return found;
   }
-  const auto slot = devices_.slot_of(st->st_dev, fd);
+  // A file system is entered by a name in a directory of another one.
+  const bool crossed = parent != 0 && st->st_dev != devices_.dev(NodeIds::slot_of(parent));
+  const auto slot = devices_.slot_of(
+      st->st_dev, fd, crossed ? Devices::Way{parent, std::string{name}} : Devices::Way{});
   found.slot = slot ? *slot : NodeIds::kDealtSlot;
   found.node = ids_.node_of(found.slot, file_id(*st));
   const auto handle = FileHandle::of(fd);
@@ -75,13 +79,13 @@ std::uint32_t InodeTable::generation_of(unsigned slot, const FileHandle& handle,
 }
 
 Result<Entry> InodeTable::adopt(UniqueFd fd, std::uint64_t parent, std::string_view name) {
-  const auto found = identify(fd.get(), parent);
+  const auto found = identify(fd.get(), parent, name);
   if (!found) return found.error();
   return enter(*found, std::move(fd), parent, name);
 }
 
 Result<Entry> InodeTable::adopt_open(int fd, std::uint64_t parent, std::string_view name) {
-  const auto found = identify(fd, parent);
+  const auto found = identify(fd, parent, name);
   if (!found) return found.error();
   if (is_by_handle(*found) && !name.empty()) return enter(*found, UniqueFd{}, parent, name);
   // O_PATH: a second writable descriptor would make the file "text busy" as long as it is kept.
@@ -234,7 +238,11 @@ Result<PinPtr> InodeTable::pin_of(FileId id) {
   if (id == root_->id) return root_;
   const unsigned slot = devices_.find(static_cast<dev_t>(id.dev));
   if (!NodeIds::fits(slot, id.ino)) return errno_code(ESTALE);
-  const std::uint64_t node = ids_.node_of(slot, id);
+  return pin_again(ids_.node_of(slot, id));
+}
+
+Result<PinPtr> InodeTable::pin_again(std::uint64_t node) {
+  if (auto held = pin(node); held || node == NodeIds::kRoot) return held;
   const auto entry = self(node);
   if (!entry) return entry.error();
   auto held = pin(node);
@@ -242,9 +250,29 @@ Result<PinPtr> InodeTable::pin_of(FileId id) {
   return held;
 }
 
+Result<void> InodeTable::enter_remembered(unsigned slot) {
+  // From one file system into the next; what is written over may lead in circles.
+  constexpr int kDeepest = 16;
+  static thread_local int depth = 0;
+  const auto way = depth < kDeepest ? devices_.remembered(slot) : std::nullopt;
+  if (!way || !NodeIds::possible(way->parent)) return errno_code(ESTALE);
+  ++depth;
+  const auto dir = pin_again(way->parent);
+  --depth;
+  if (!dir) return errno_code(ESTALE);
+  become_daemon();
+  auto fd = open_child((*dir)->fd.get(), way->name.c_str());
+  if (!fd) return errno_code(ESTALE);
+  const auto found = identify(fd->get(), way->parent, way->name);
+  return found && found->slot == slot ? Result<void>{} : errno_code(ESTALE);
+}
+
 Result<Entry> InodeTable::unknown_self(std::uint64_t node) {
   const unsigned slot = NodeIds::slot_of(node);
-  if (!NodeIds::possible(node) || slot >= devices_.size()) return errno_code(ESTALE);
+  if (!NodeIds::possible(node) || NodeIds::dealt(node)) return errno_code(ESTALE);
+  if (devices_.dev(slot) == 0) {
+    if (const auto entered = enter_remembered(slot); !entered) return entered.error();
+  }
   if (!devices_.has_handles(slot)) return errno_code(ESTALE);
   become_daemon();
   const auto mount = mount_of(slot);

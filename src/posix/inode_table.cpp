@@ -1,11 +1,15 @@
 #include "posix/inode_table.h"
 
 #include <fcntl.h>
+#include <fmt/core.h>
 #include <malloc.h>
 #include <sys/resource.h>
+#include <sys/vfs.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <cstring>
 #include <new>
 
 #include "posix/credentials.h"
@@ -23,6 +27,17 @@ std::size_t default_pins() {
   struct rlimit limit {};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 256;
   return std::min<std::size_t>(limit.rlim_cur / 4, kMostPins);
+}
+
+// What SOURCE is known by from one daemon to the next.
+std::string source_text(int root) {
+  struct statfs fs {};
+  const auto handle = FileHandle::of(root);
+  if (!handle || ::fstatfs(root, &fs) != 0) return "";
+  std::array<int, 2> id{};
+  static_assert(sizeof id == sizeof fs.f_fsid);
+  std::memcpy(id.data(), &fs.f_fsid, sizeof id);
+  return fmt::format("{:x}:{:x}:{}", id[0], id[1], handle->text());
 }
 
 }  // namespace
@@ -44,7 +59,8 @@ InodeTable::InodeTable(UniqueFd root, const struct stat& st, Options options)
     : root_{std::make_shared<const Pin>(Pin{std::move(root), file_id(st), S_IFDIR})},
       options_{options},
       pins_per_shard_{std::max<std::size_t>(1, options.max_pins / kShards)},
-      devices_{options.use_handles} {}
+      devices_{options.use_handles,
+               DeviceNumbers{options.state, source_text(root_->fd.get()), NodeIds::kDealtSlot}} {}
 
 InodeTable::~InodeTable() {
   {
@@ -188,7 +204,7 @@ Result<Devices::MountPtr> InodeTable::mount_of(unsigned slot) {
   // ends at SOURCE's own. Unmounted since: that leads to something else.
   const Devices::Way way = devices_.way(slot);
   if (way.parent == 0) return errno_code(ESTALE);
-  const auto dir = pin(way.parent);
+  const auto dir = pin_again(way.parent);
   if (!dir) return dir.error();
   become_daemon();
   const auto fd = open_child((*dir)->fd.get(), way.name.c_str());

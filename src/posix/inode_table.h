@@ -72,6 +72,7 @@ class InodeTable {
     std::size_t max_pins{};
     std::uint32_t grace{60};   // seconds that a removed file's blocks are kept when nobody asks
     std::uint32_t settled{2};  // seconds after its birth that a file is known by it: see lookup()
+    std::string state{};       // directory of what outlives the daemon (device_numbers.h); "": none
   };
 
   // root: any descriptor of the directory that is node 1. Not to be followed by a fork.
@@ -225,6 +226,11 @@ class InodeTable {
 
   [[nodiscard]] std::uint32_t generation_of(unsigned slot, const FileHandle& handle, int fd) const;
 
+  // As pin(), of a node that may have been forgotten.
+  Result<PinPtr> pin_again(std::uint64_t node);
+  // Enters the file system that had the number in a daemon before. ESTALE: it is not there.
+  Result<void> enter_remembered(unsigned slot);
+
   // Node and identity of an open file.
   struct Identity {
     std::uint64_t node{};
@@ -235,7 +241,7 @@ class InodeTable {
     struct stat attr {};
   };
   // parent: the node it was found below, which tells what to ask for.
-  Result<Identity> identify(int fd, std::uint64_t parent);
+  Result<Identity> identify(int fd, std::uint64_t parent, std::string_view name);
   [[nodiscard]] bool is_by_handle(const Identity& found) const noexcept;
   // Takes a reference. fd: what the node is to be pinned with, if with anything.
   Entry enter(const Identity& found, UniqueFd fd, std::uint64_t parent, std::string_view name);

@@ -3,11 +3,13 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -20,6 +22,7 @@
 #include "base/unique_fd.h"
 #include "latchfs/ioctl.h"
 #include "support/fs_image.h"
+#include "support/lock_proc.h"
 #include "support/mount_fixture.h"
 
 namespace latchfs::test {
@@ -116,9 +119,17 @@ class Handles : public ::testing::TestWithParam<const char*> {
     ASSERT_TRUE(files::create_directories(image_->path() + "/beside"));
     start();
   }
-  void start() {
+  void TearDown() override {
+    fixture_.reset();
+    std::error_code ignored;
+    files::remove_all("/var/lib/latchfs/" + table_, ignored);
+  }
+  // In the table of all of this test's mounts, or in one where nothing is remembered.
+  void start(bool remembering = true) {
     MountFixture::Options options;
     options.source = image_->path() + "/source";
+    options.table = remembering ? table_ : table_ + "-new";
+    options.owns_table = !remembering;
     fixture_.emplace(std::move(options));
   }
   // The daemon dies, as by SIGKILL, and another one takes its place.
@@ -167,6 +178,7 @@ class Handles : public ::testing::TestWithParam<const char*> {
     EXPECT_EQ(content(open(handles[3], O_RDONLY).get()), "content");
   }
 
+  const std::string table_ = "test-handles-" + std::to_string(::getpid());
   std::unique_ptr<fsdiff::LoopImage> image_;
   std::optional<MountFixture> fixture_;
 };
@@ -360,6 +372,83 @@ TEST_P(Handles, AreTiedToTheTablesKey) {
   EXPECT_EQ(fsdiff::as_user(1000, 1000,
                             [&] { return fsdiff::errno_of(::ioctl(fd.get(), kIocFileKey, &key)); }),
             EPERM);
+}
+
+// A file system below SOURCE, entered after a restart by a handle alone, or after others were.
+TEST_P(Handles, BelowNestedFileSystemsAreKept) {
+  const fsdiff::LoopImage one{320, "", GetParam()};
+  const fsdiff::LoopImage two{320, "", GetParam()};
+  const fsdiff::LoopImage* const nested[] = {&one, &two};
+  std::vector<Handle> handles;
+  std::vector<std::string> places;
+  for (const auto* image : nested) {
+    const std::string name = "/nested" + std::to_string(places.size());
+    ASSERT_TRUE(files::create_directories(below(name)));
+    ASSERT_EQ(::mount(image->path().c_str(), below(name).c_str(), nullptr, MS_BIND, nullptr), 0);
+    places.push_back(below(name));
+    // The same names in the same order: the inode numbers are the same on both.
+    files::create_directories(image->path() + "/d");
+    put(image->path() + "/d/f", "of" + name);
+    handles.push_back(handle_at(at(name + "/d/f")));
+  }
+  for (const bool meet_the_second_first : {false, true}) {
+    restart();
+    if (meet_the_second_first) {
+      static_cast<void>(handle_at(at("/nested1/d/f")));
+    }
+    for (std::size_t i : {1, 0}) {
+      const UniqueFd fd = open(handles[i], O_RDONLY);
+      EXPECT_TRUE(fd) << i << ": " << std::strerror(errno);
+      EXPECT_EQ(content(fd.get()), "of/nested" + std::to_string(i));
+    }
+  }
+  // One is unmounted: its files are stale, and not those of what comes in its place.
+  fixture_->kill_daemon();
+  fixture_->detach();
+  fixture_.reset();
+  // (A killed daemon's rings are taken down in the background.)
+  ASSERT_TRUE(locktest::poll_until([&] { return ::umount(places[0].c_str()) == 0; }));
+  start();
+  EXPECT_EQ(error(handles[0]), ESTALE);
+  fixture_->kill_daemon();
+  fixture_->detach();
+  fixture_.reset();
+  const fsdiff::LoopImage three{320, "", GetParam()};
+  files::create_directories(three.path() + "/d");
+  put(three.path() + "/d/f", "of the third");
+  ASSERT_EQ(::mount(three.path().c_str(), places[0].c_str(), nullptr, MS_BIND, nullptr), 0);
+  start();
+  EXPECT_EQ(error(handles[0]), ESTALE);
+  EXPECT_EQ(content(open(handles[1], O_RDONLY).get()), "of/nested1");
+  fixture_.reset();
+  for (const auto& place : places) EXPECT_EQ(::umount2(place.c_str(), MNT_DETACH), 0);
+}
+
+// Of a snapshot, files have the inode numbers and generations of the original's.
+TEST_P(Handles, OfSubvolumesAreNotThoseOfTheirSnapshots) {
+  if (std::string{GetParam()} != "btrfs") GTEST_SKIP() << "has no subvolumes";
+  const auto btrfs = [](const std::string& words) {
+    return std::system(("PATH=$PATH:/sbin btrfs subvolume " + words + " >/dev/null").c_str()) == 0;
+  };
+  ASSERT_TRUE(btrfs("create " + below("/work")));
+  put(below("/work/f"), "before");
+  ASSERT_TRUE(btrfs("snapshot " + below("/work") + " " + below("/saved")));
+  put(below("/work/f"), "after!");
+  const auto work = handle_at(at("/work/f"));
+  const auto saved = handle_at(at("/saved/f"));
+  EXPECT_NE(work, saved);
+  restart();
+  EXPECT_EQ(content(open(saved, O_RDONLY).get()), "before");
+  EXPECT_EQ(content(open(work, O_RDONLY).get()), "after!");
+  // The numbers the other way round, as if what is remembered were lost.
+  fixture_->kill_daemon();
+  fixture_->detach();
+  fixture_.reset();
+  start(false);
+  EXPECT_EQ(content(UniqueFd{::open(at("/saved/f").c_str(), O_RDONLY)}.get()), "before");
+  EXPECT_EQ(content(UniqueFd{::open(at("/work/f").c_str(), O_RDONLY)}.get()), "after!");
+  EXPECT_EQ(error(saved), ESTALE);
+  EXPECT_EQ(error(work), ESTALE);
 }
 
 INSTANTIATE_TEST_SUITE_P(OnImages, Handles, ::testing::Values("ext4", "xfs", "btrfs"),

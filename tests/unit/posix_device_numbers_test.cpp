@@ -1,0 +1,121 @@
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <random>
+#include <set>
+#include <sstream>
+
+#include "posix/device_numbers.h"
+#include "posix_scratch.h"
+
+namespace latchfs::posix {
+namespace {
+
+class DeviceNumbersTest : public Scratch {
+ protected:
+  DeviceNumbers numbers(const std::string& source = "a", unsigned most = 511) {
+    return DeviceNumbers{at("state"), source, most};
+  }
+  // Of a daemon that has these already.
+  static auto but(std::set<unsigned> taken) {
+    return [taken = std::move(taken)](unsigned n) { return taken.count(n) == 0; };
+  }
+  std::string file() {
+    for (const auto& entry : std::filesystem::directory_iterator{at("state")}) {
+      return entry.path();
+    }
+    return "";
+  }
+  std::string text() {
+    std::ostringstream all;
+    all << std::ifstream{file()}.rdbuf();
+    return all.str();
+  }
+};
+
+TEST_F(DeviceNumbersTest, AreTheSameInTheNextDaemon) {
+  EXPECT_EQ(*numbers().number_of({7, "x"}, but({})), 1u);
+  EXPECT_EQ(*numbers().number_of({7, "a b\nc"}, but({1})), 2u);
+  EXPECT_EQ(*numbers().number_of({7, "a b\nc"}, but({})), 2u);
+  EXPECT_EQ(*numbers().number_of({7, "x"}, but({})), 1u);
+  EXPECT_EQ(*numbers().number_of({8, "x"}, but({})), 3u);
+  EXPECT_EQ(numbers().way_of(2), (DeviceNumbers::Way{7, "a b\nc"}));
+  EXPECT_EQ(numbers().way_of(4), std::nullopt);
+  // Another SOURCE's are its own.
+  EXPECT_EQ(*numbers("b").number_of({9, "y"}, but({})), 1u);
+}
+
+TEST_F(DeviceNumbersTest, OfAWayThatIsNotKnownAreNotRemembered) {
+  EXPECT_EQ(*numbers().number_of({7, "x"}, but({})), 1u);
+  EXPECT_EQ(*numbers().number_of({}, but({})), 2u);
+  EXPECT_EQ(numbers().way_of(2), std::nullopt);
+}
+
+// What is mounted there now is another file system than the daemon has under the number.
+TEST_F(DeviceNumbersTest, GoToTheLastThatWasThere) {
+  EXPECT_EQ(*numbers().number_of({7, "x"}, but({})), 1u);
+  EXPECT_EQ(*numbers().number_of({7, "x"}, but({1})), 2u);
+  EXPECT_EQ(*numbers().number_of({7, "x"}, but({})), 2u);
+}
+
+TEST_F(DeviceNumbersTest, AreBoundedTheOldestGivesWay) {
+  for (unsigned i = 1; i < 8; ++i) {
+    EXPECT_EQ(*numbers("a", 8).number_of({100 + i, "x"}, but({})), i);
+  }
+  EXPECT_EQ(*numbers("a", 8).number_of({200, "x"}, but({1})), 2u);
+  EXPECT_EQ(numbers("a", 8).way_of(2), (DeviceNumbers::Way{200, "x"}));
+  EXPECT_EQ(*numbers("a", 8).number_of({101, "x"}, but({})), 1u);
+  EXPECT_EQ(numbers("a", 8).number_of({300, "x"}, [](unsigned) { return false; }).error(),
+            errno_code(ENFILE));
+  const std::string all = text();
+  EXPECT_EQ(all.find('x'), std::string::npos) << all;  // names are in hexadecimal
+  EXPECT_EQ(std::count(all.begin(), all.end(), '\n'), 7);
+}
+
+TEST_F(DeviceNumbersTest, AreNotReadFromWhatOthersCanWrite) {
+  EXPECT_EQ(*numbers().number_of({7, "x"}, but({})), 1u);
+  ASSERT_EQ(::chmod(at("state").c_str(), 0777), 0);
+  EXPECT_EQ(numbers().way_of(1), std::nullopt);
+  EXPECT_EQ(*numbers().number_of({8, "y"}, but({})), 1u);  // of this daemon only
+  ASSERT_EQ(::chmod(at("state").c_str(), 0700), 0);
+  EXPECT_EQ(numbers().way_of(1), (DeviceNumbers::Way{7, "x"}));
+  EXPECT_EQ(*(DeviceNumbers{"", "a", 511}).number_of({7, "x"}, but({})), 1u);
+}
+
+TEST_F(DeviceNumbersTest, SurviveWhateverIsInTheFile) {
+  EXPECT_EQ(*numbers().number_of({7, "x"}, but({})), 1u);
+  const std::string bad[] = {"2",
+                             "2 7",
+                             "2 7 ",
+                             "2 7 7",
+                             "2 7 2f",
+                             "2 7 2e2e",
+                             "2 7 00",
+                             "0 7 78",
+                             "511 7 78",
+                             "2 0 78",
+                             "-2 7 78",
+                             "2 7 78zz",
+                             "99999999999999999999 7 78",
+                             std::string(2000, '7')};
+  for (const auto& line : bad) {
+    std::ofstream{file(), std::ios::app} << line << "\n";
+    EXPECT_EQ(numbers().way_of(2), std::nullopt) << line;
+  }
+  std::ofstream{file(), std::ios::app} << "2 7 7";  // torn by a death
+  EXPECT_EQ(*numbers().number_of({9, "z"}, but({1, 2})), 3u);
+  EXPECT_EQ(numbers().way_of(3), (DeviceNumbers::Way{9, "z"}));
+  std::mt19937 random{7};
+  for (int i = 0; i < 300; ++i) {
+    std::string noise;
+    for (auto n = random() % 200; n != 0; --n) noise += "0123456789abcdef \n\0\xff"[random() % 20];
+    std::ofstream{file(), std::ios::app} << noise;
+    const auto number = numbers().number_of({50 + random() % 20, "n"}, but({}));
+    ASSERT_TRUE(number);
+    EXPECT_GE(*number, 1u);
+    EXPECT_LT(*number, 511u);
+  }
+}
+
+}  // namespace
+}  // namespace latchfs::posix
