@@ -103,6 +103,25 @@ constexpr std::size_t kBudget = std::size_t{64} << 20;
 constexpr std::size_t kMaxOpen = 4096;
 constexpr std::size_t kMaxOpenPerUser = 128;
 
+// What is read is made for who reads it, and changes with more than the locks (a file's name). An
+// NFS client keeps it for all its users until the change time differs: so it does from one second
+// to the next, and from one user to the other.
+NodeAttr as_seen_by(const Caller& caller, NodeAttr node) {
+  if (!S_ISREG(node.attr.st_mode) || node.node == node_of(Fixed::kReadme)) return node;
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  constexpr std::uint64_t kMixed = 0x9e3779b97f4a7c15U;
+  const std::int64_t modified = node.attr.st_mtim.tv_sec * kSecond + node.attr.st_mtim.tv_nsec;
+  const std::int64_t this_second = realtime_ns() / kSecond * kSecond;
+  const auto user =
+      static_cast<std::int64_t>((std::uint64_t{caller.uid} + 1) * kMixed >> 44);  // below 2^20 ns
+  node.attr.st_ctim = to_timespec(std::max(modified, this_second) + user);
+  return node;
+}
+Result<NodeAttr> as_seen_by(const Caller& caller, Result<NodeAttr> node) {
+  if (!node) return node;
+  return as_seen_by(caller, *std::move(node));
+}
+
 }  // namespace
 
 struct Tree::Impl {
@@ -119,6 +138,9 @@ struct Tree::Impl {
   NodeAttr reply_attr(std::uint64_t node, mode_t mode, const Reply& reply) const;
   Result<NodeAttr> mirror_attr(const FileEntry& entry, std::uint64_t node, const Caller& caller);
   Result<NodeAttr> root_attr();
+
+  Result<NodeAttr> look_up(std::uint64_t parent, std::string_view name, const Caller& caller);
+  Result<NodeAttr> getattr(std::uint64_t node, const Caller& caller);
 
   // ---- listings
   Result<Scope> scope_of(ListKind kind, Query query, const Caller& caller) const;
@@ -444,27 +466,32 @@ Tree::Tree(LockService& locks, FileView& files, Filelocks& filelocks, Options op
 Tree::~Tree() = default;
 
 Result<NodeAttr> Tree::lookup(std::uint64_t parent, std::string_view name, const Caller& caller) {
+  return as_seen_by(caller, impl_->look_up(parent, name, caller));
+}
+
+Result<NodeAttr> Tree::Impl::look_up(std::uint64_t parent, std::string_view name,
+                                     const Caller& caller) {
   if (name.size() > NAME_MAX) return errno_code(ENAMETOOLONG);
   if (is_mirror(parent) && !(parent == kFilesNode && name == ".")) {
-    return impl_->look_up_mirror(parent, name, caller);
+    return look_up_mirror(parent, name, caller);
   }
   if (name == ".") return getattr(parent, caller);
   if (parent != kTreeRoot) return errno_code(name == ".." ? ESTALE : ENOTDIR);
   if (name == kFilesName) return getattr(kFilesNode, caller);
   if (name == "..") {
-    const auto entry = impl_->context_.files().getattr(FileView::kRootNode);
+    const auto entry = context_.files().getattr(FileView::kRootNode);
     if (!entry) return entry.error();
     return NodeAttr{FileView::kRootNode, entry->attr, 1};
   }
   for (const FixedName& fixed : kFixed) {
-    if (fixed.name == name) return impl_->fixed_attr(fixed, caller);
+    if (fixed.name == name) return fixed_attr(fixed, caller);
   }
   const auto question = name.find('?');
   if (question == std::string_view::npos) return errno_code(ENOENT);
   const std::string_view what = name.substr(0, question);
   for (const ListName& list : kLists) {
     if (list.name == what) {
-      return impl_->look_up_query(list, name.substr(question + 1), caller);
+      return look_up_query(list, name.substr(question + 1), caller);
     }
   }
   return errno_code(ENOENT);
@@ -480,18 +507,22 @@ void Tree::forget(std::uint64_t node, std::uint64_t count) noexcept {
 }
 
 Result<NodeAttr> Tree::getattr(std::uint64_t node, const Caller& caller) {
-  if (node == kTreeRoot) return impl_->root_attr();
-  if (const FixedName* fixed = find_fixed(node)) return impl_->fixed_attr(*fixed, caller);
+  return as_seen_by(caller, impl_->getattr(node, caller));
+}
+
+Result<NodeAttr> Tree::Impl::getattr(std::uint64_t node, const Caller& caller) {
+  if (node == kTreeRoot) return root_attr();
+  if (const FixedName* fixed = find_fixed(node)) return fixed_attr(*fixed, caller);
   if (is_mirror(node)) {
-    const auto entry = impl_->context_.files().getattr(mirrored(node));
+    const auto entry = context_.files().getattr(mirrored(node));
     if (!entry) return entry.error();
-    return impl_->mirror_attr(*entry, node, caller);
+    return mirror_attr(*entry, node, caller);
   }
-  auto found = impl_->queries_.find(query_number(node));
+  auto found = queries_.find(query_number(node));
   if (!found) return errno_code(ESTALE);
-  const auto scope = impl_->scope_of(found->kind, std::move(found->query), caller);
+  const auto scope = scope_of(found->kind, std::move(found->query), caller);
   if (!scope) return scope.error();
-  return impl_->listing_attr(node, S_IFREG | 0444, *scope);
+  return listing_attr(node, S_IFREG | 0444, *scope);
 }
 
 Result<NodeAttr> Tree::setattr(std::uint64_t node, const Change& change, const Caller& caller) {

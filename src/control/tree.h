@@ -54,7 +54,9 @@ struct Options {
 
 struct NodeAttr {
   std::uint64_t node{};
-  struct stat attr {};         // st_ino is the node number; st_size and st_mtim are truthful
+  // st_ino is the node number; st_size and st_mtim are truthful, to the caller. st_ctim is another
+  // one each second and for each user, but for README's.
+  struct stat attr {};
   std::uint32_t generation{};  // below files/: the mirrored node's
 };
 
