@@ -60,7 +60,12 @@ bool LockListing::shown(const Waiter& entry) {
   const Grant& grant = entry.request;
   // What costs nothing comes first: locating a file takes system calls.
   if (query.owner_id && *query.owner_id != grant.owner) return false;
-  if (query.pid && *query.pid != grant.holder.pid) return false;
+  // Another machine's numbers count only when it is asked for.
+  const bool names_machine = query.owner_name || query.owner_address;
+  if (query.pid &&
+      (*query.pid != grant.holder.pid || (grant.holder.client != 0 && !names_machine))) {
+    return false;
+  }
   if (query.uid && *query.uid != grant.holder.uid) return false;
   if (query.mode && *query.mode != api_mode(grant.kind, grant.mode)) return false;
   if (query.owner_name || query.owner_address) {

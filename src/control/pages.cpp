@@ -46,6 +46,7 @@ constexpr std::string_view kReadme =
 
 KEY is ref (a file_id or /path), pid, uid, owner_id, owner_name, owner_address,
 mode (shared or exclusive), snapshot, limit or after (`next` of the page before);
+pid is a process here unless an owner_name or owner_address is asked for;
 of filelock: ref, uid, user, limit or after.
 VALUE is URL-encoded (/ is %2F). A path too long for a name: take its file_id.
 

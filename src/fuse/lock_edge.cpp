@@ -36,7 +36,9 @@ struct flock describe(const Grant* grant) {
   lk.l_start = static_cast<off_t>(grant->range.begin());
   lk.l_len = static_cast<off_t>(grant->range.size_or_zero());
   // fcntl(2) says -1 for an OFD lock; the kernel lets FUSE say only a pid or nothing (0).
-  lk.l_pid = grant->kind == LockKind::kOfd ? 0 : static_cast<pid_t>(grant->holder.pid);
+  // Another machine's process is none here: somebody might kill what has its number.
+  const bool has_pid = grant->kind != LockKind::kOfd && grant->holder.client == 0;
+  lk.l_pid = has_pid ? static_cast<pid_t>(grant->holder.pid) : 0;
   return lk;
 }
 

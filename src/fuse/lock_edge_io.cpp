@@ -39,7 +39,7 @@ std::uint64_t LockEdge::owner_by_process(FileId file, pid_t tid) {
     if (!page) return 0;
     for (const Grant& g : page->grants) {
       if (g.owner.mount == locks_.mount_id() && g.owner.space == OwnerSpace::kRange &&
-          g.kind != LockKind::kOfd && g.holder.pid == pid) {
+          g.kind != LockKind::kOfd && g.holder.client == 0 && g.holder.pid == pid) {
         return g.owner.key;
       }
     }

@@ -78,6 +78,14 @@ TEST_F(ControlReleaseOfClient, RefusesWhatIsNotOneMachineElsewhere) {
   EXPECT_TRUE(world.locks.breaks().empty());
 }
 
+// A process of another machine has a number of its own there.
+TEST_F(ControlReleaseOfClient, PidsAreThisMachinesUnlessAnotherIsNamed) {
+  EXPECT_EQ(world.json("list?pid=4711")["grants"].size(), 1U);
+  EXPECT_EQ(world.json("list?pid=4711")["grants"][0]["owner_name"], world.options.node_name);
+  EXPECT_EQ(world.json("list?pid=4711&owner_address=192.0.2.7")["grants"].size(), 4U);
+  EXPECT_EQ(world.json("list?pid=4712&owner_name=client7")["grants"].size(), 0U);
+}
+
 // Of several NFS clients with locks on one file nobody knows whose is which.
 TEST_F(ControlReleaseOfClient, LeavesWhatMayBeAnotherClients) {
   const FileId shared = world.files.file("/shared", 0, 0644);
