@@ -3,10 +3,10 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <set>
+#include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
-#include <vector>
 
 #include "base/log.h"
 #include "control/grant_text.h"
@@ -15,12 +15,6 @@
 
 namespace latchfs::control {
 namespace {
-
-struct Held {
-  std::vector<Grant> owners;  // one grant of each owner on each file
-  std::uint64_t ambiguous{};
-  bool all_own{true};
-};
 
 std::string head(std::string_view address) {
   return fmt::format("{{\"owner_address\": {}, \"released\": [", json_string(address));
@@ -39,33 +33,75 @@ bool is_own(const Viewer& viewer, const Grant& grant) {
   return viewer.admin || grant.holder.uid == viewer.caller.uid;
 }
 
-// What the client holds on files of this mount, in the order of the table.
-Result<Held> held_by(const Context& context, const std::string& address, const Actor& actor) {
-  Held held;
-  FileFacts files{context, actor.writer};
-  std::set<std::pair<FileId, OwnerId>> seen;
-  ListQuery query{std::nullopt, {}, 256};
-  while (true) {
-    const auto page = context.locks().list(query);
-    if (!page) return page.error();
-    for (const Grant& grant : page->grants) {
-      if (is_op(grant.kind)) continue;
-      const auto machines = context.machines_of(grant);
-      const bool may_be =
-          std::any_of(machines.begin(), machines.end(),
-                      [&address](const RemoteClient& m) { return m.address == address; });
-      if (!may_be || files.of(grant).outside) continue;
-      if (machines.size() > 1) {
-        ++held.ambiguous;
-        continue;
-      }
-      held.all_own = held.all_own && is_own(actor.writer, grant) && is_own(actor.opener, grant);
-      if (seen.emplace(grant.file, grant.owner).second) held.owners.push_back(grant);
+// Walks the table page by page, breaking as it goes: a client may hold a million locks.
+class Sweep {
+ public:
+  Sweep(const Context& context, const std::string& address, const Actor& actor)
+      : context_{context}, address_{address}, actor_{actor}, files_{context, actor.writer} {}
+
+  std::error_code run() {
+    ListQuery query{std::nullopt, {}, 256};
+    while (true) {
+      const auto page = context_.locks().list(query);
+      if (!page) return page.error();
+      for (const Grant& grant : page->grants) look_at(grant);
+      if (!page->next) return failed_;
+      query.after = *page->next;
     }
-    if (!page->next) return held;
-    query.after = *page->next;
   }
-}
+
+  std::string pieces;
+  std::size_t listed{};
+  std::uint64_t count{};
+  std::uint64_t ambiguous{};
+
+ private:
+  void look_at(const Grant& grant) {
+    if (is_op(grant.kind) || !is_own(actor_.writer, grant) || !is_own(actor_.opener, grant)) return;
+    // All of an owner's on a file goes at once; the page may show more of it.
+    if (last_ == std::pair{grant.file, grant.owner}) return;
+    const auto machines = context_.machines_of(grant);
+    const bool may_be =
+        std::any_of(machines.begin(), machines.end(),
+                    [this](const RemoteClient& m) { return m.address == address_; });
+    if (!may_be || files_.of(grant).outside) return;
+    if (machines.size() > 1) {
+      ++ambiguous;
+    } else {
+      last_ = {grant.file, grant.owner};
+      take(grant);
+    }
+  }
+
+  void take(const Grant& grant) {
+    const bool fence = grant.holder.client == 0;  // release_run.cpp
+    const auto broken = context_.locks().break_range(grant.file, grant.owner, ByteRange{}, fence);
+    if (!broken) {
+      if (!failed_) failed_ = broken.error();
+      return;
+    }
+    if (broken->count == 0) return;  // given up, or taken with an earlier piece
+    count += broken->count;
+    const FileFacts::Facts& facts = files_.of(grant);
+    if (listed < LockService::kMaxBrokenListed) {
+      log::info("released: {} broke {} piece(s) of '{}' of owner {}, held for {} by uid {}",
+                describe_caller(actor_), broken->count, log::printable(facts.path),
+                to_string(grant.owner), log::printable(address_), grant.holder.uid);
+    }
+    for (const Grant& piece : broken->grants) {
+      if (listed == LockService::kMaxBrokenListed) break;
+      pieces += listed++ == 0 ? "\n" : ",\n";
+      append_released(pieces, context_, piece, facts);
+    }
+  }
+
+  const Context& context_;
+  const std::string& address_;
+  const Actor& actor_;
+  FileFacts files_;
+  std::optional<std::pair<FileId, OwnerId>> last_;
+  std::error_code failed_;
+};
 
 }  // namespace
 
@@ -75,52 +111,23 @@ Outcome run_release_of_client(const Context& context, const ReleaseOfClient& req
   if (address == context.options().node_address) {
     return refuse(EINVAL, request, 0, "owner_address is this machine's own: name one owner of it");
   }
-  const auto held = held_by(context, address, actor);
-  if (!held) return refuse(held.error().value(), request, 0, words_for(held.error().value()));
-  const std::uint64_t ambiguous = held->ambiguous;
-  if (held->owners.empty()) {
-    return refuse(ENOENT, request, ambiguous,
-                  ambiguous == 0 ? "this client holds no lock"
-                                 : "what this client holds may be another one's as well");
+  Sweep sweep{context, address, actor};
+  const std::error_code failed = sweep.run();
+  if (sweep.count == 0) {
+    if (failed) return refuse(failed.value(), request, sweep.ambiguous, words_for(failed.value()));
+    return refuse(ENOENT, request, sweep.ambiguous,
+                  sweep.ambiguous == 0 ? "this client holds no lock that you may release"
+                                       : "what this client holds may be another one's as well");
   }
-  if (!held->all_own) {
-    log::info("release refused: {} may not release all that {} holds", describe_caller(actor),
-              log::printable(address));
-    return refuse(EACCES, request, ambiguous,
-                  "there are other users' locks among them; only admins may release those");
-  }
-
-  Outcome outcome{0, head(address)};
-  FileFacts files{context, actor.writer};
-  std::uint64_t count = 0;
-  std::size_t listed = 0;
-  for (const Grant& grant : held->owners) {
-    const auto broken = context.locks().break_range(grant.file, grant.owner, ByteRange{}, true);
-    if (!broken) {
-      if (outcome.err == 0) outcome.err = broken.error().value();
-      continue;
-    }
-    if (broken->count == 0) continue;  // given up meanwhile
-    count += broken->count;
-    const FileFacts::Facts& facts = files.of(grant);
-    if (listed < LockService::kMaxBrokenListed) {
-      log::info("released: {} broke {} piece(s) of '{}' of owner {}, held for {} by uid {}",
-                describe_caller(actor), broken->count, log::printable(facts.path),
-                to_string(grant.owner), log::printable(address), grant.holder.uid);
-    }
-    for (const Grant& piece : broken->grants) {
-      if (listed == LockService::kMaxBrokenListed) break;
-      outcome.reply += listed++ == 0 ? "\n" : ",\n";
-      append_released(outcome.reply, context, piece, facts);
-    }
-  }
-  log::info("released: {} broke all {} piece(s) held for {}", describe_caller(actor), count,
+  log::info("released: {} broke {} piece(s), all held for {}", describe_caller(actor), sweep.count,
             log::printable(address));
-  outcome.reply += fmt::format("{}], \"count\": {}, \"ambiguous\": {}", listed == 0 ? "" : "\n",
-                               count, ambiguous);
-  if (outcome.err != 0) {
+  Outcome outcome{failed.value(), head(address)};
+  outcome.reply += sweep.pieces;
+  outcome.reply +=
+      fmt::format("\n], \"count\": {}, \"ambiguous\": {}", sweep.count, sweep.ambiguous);
+  if (failed) {
     outcome.reply += ", ";
-    append_error(outcome.reply, outcome.err, words_for(outcome.err));
+    append_error(outcome.reply, failed.value(), words_for(failed.value()));
   }
   outcome.reply += "}\n";
   return outcome;

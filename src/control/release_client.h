@@ -7,10 +7,11 @@
 
 namespace latchfs::control {
 
-// All or, where he may not, nothing: admins, or who holds all of it. What may be another client's
-// as well (several NFS clients with locks on one file) is left and counted as "ambiguous" in the
-// reply. This machine's own address is refused (EINVAL). ENOENT: the client holds nothing. What it
-// takes while this runs may stay. Logged.
+// Of what the client holds on files of this mount: all for admins, for others what is their own;
+// the rest does not exist for them. What may be another client's as well (several NFS clients with
+// locks on one file) is left and counted as "ambiguous" in the reply. This machine's own address is
+// refused (EINVAL). ENOENT: nothing was released. What the client takes while this runs may stay.
+// Logged.
 [[nodiscard]] Outcome run_release_of_client(const Context& context, const ReleaseOfClient& request,
                                             const Actor& actor);
 

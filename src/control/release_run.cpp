@@ -121,8 +121,10 @@ Outcome run_release(const Context& context, const ReleaseRequest& request, const
   // owner ids are not given out again while the table lives, and the kernel's lock owner inside
   // one stays with its files table. So what is broken now is what the same holder, who was
   // judged above, took since; at worst a lock a moment younger than the one that was looked at.
+  // A service's owner has no descriptor whose writes could be refused, nor whose close lifts a
+  // fence.
   const bool fence = !std::all_of(held->begin(), held->end(), [&actor](const Grant& grant) {
-    return is_holder(actor.writer.caller, grant.holder);
+    return grant.holder.client != 0 || is_holder(actor.writer.caller, grant.holder);
   });
   const auto broken = context.locks().break_range(*file, request.owner, request.range, fence);
   if (!broken) {

@@ -16,7 +16,8 @@
 namespace latchfs::posix {
 namespace {
 
-constexpr std::size_t kMostBytes = 1 << 20;  // 510 lines of 255 bytes in hexadecimal are less
+// 510 lines of 255 bytes in hexadecimal are less than half of it.
+constexpr std::size_t kMostBytes = 1 << 20;
 
 // FNV-1a: the same in every version.
 std::uint64_t hash64(std::string_view text) {
@@ -70,23 +71,29 @@ DeviceNumbers::DeviceNumbers(std::string directory, std::string_view source, uns
       name_{fmt::format("devices-{:016x}", hash64(source))},
       most_{most} {}
 
-UniqueFd DeviceNumbers::open(bool make) {
+DeviceNumbers::File DeviceNumbers::open(bool make) {
   if (directory_.empty()) return {};
   if (make) ::mkdir(directory_.c_str(), S_IRWXU);
-  const UniqueFd dir{::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
+  File file;
+  file.dir.reset(::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   struct stat st {};
-  if (!dir || ::fstat(dir.get(), &st) != 0) return {};
+  if (!file.dir || ::fstat(file.dir.get(), &st) != 0) return {};
   constexpr mode_t kOthers = S_IWGRP | S_IWOTH;
   if (st.st_uid != ::geteuid() || (st.st_mode & kOthers) != 0) return {};
-  UniqueFd fd{::openat(dir.get(), name_.c_str(),
-                       O_RDWR | O_APPEND | O_NOFOLLOW | O_CLOEXEC | (make ? O_CREAT : 0),
-                       S_IRUSR | S_IWUSR)};
-  if (!fd || ::flock(fd.get(), LOCK_EX) != 0) return {};
-  return fd;
+  const int flags = O_RDWR | O_APPEND | O_NOFOLLOW | O_CLOEXEC | (make ? O_CREAT : 0);
+  do {  // until it is the one of that name: others may have written it anew
+    file.fd.reset(::openat(file.dir.get(), name_.c_str(), flags, S_IRUSR | S_IWUSR));
+    if (!file.fd || ::flock(file.fd.get(), LOCK_EX) != 0 || ::fstat(file.fd.get(), &st) != 0) {
+      return {};
+    }
+  } while (st.st_nlink == 0);
+  return file;
 }
 
 std::vector<DeviceNumbers::Line> DeviceNumbers::read(int fd) const {
-  std::string text(kMostBytes, '\0');
+  struct stat st {};
+  if (::fstat(fd, &st) != 0) return {};
+  std::string text(std::min<std::size_t>(kMostBytes, static_cast<std::size_t>(st.st_size)), '\0');
   const auto n = ::pread(fd, text.data(), text.size(), 0);
   text.resize(n > 0 ? static_cast<std::size_t>(n) : 0);
   std::vector<Line> lines;
@@ -100,27 +107,40 @@ std::vector<DeviceNumbers::Line> DeviceNumbers::read(int fd) const {
     auto name = from_hex(line);
     if (!name || found.number == 0 || found.number >= most_ || found.way.parent == 0) continue;
     found.way.name = *std::move(name);
-    std::erase_if(lines, [&found](const Line& old) { return old.number == found.number; });
     lines.push_back(std::move(found));
   }
-  return lines;
+  // Of each number the last.
+  std::vector<bool> seen(most_);
+  std::vector<Line> last;
+  for (auto line = lines.rbegin(); line != lines.rend(); ++line) {
+    if (seen[line->number]) continue;
+    seen[line->number] = true;
+    last.push_back(std::move(*line));
+  }
+  std::reverse(last.begin(), last.end());
+  return last;
 }
 
-void DeviceNumbers::remember(int fd, std::vector<Line> lines, const Line& fresh) const {
-  const bool replaces = std::any_of(lines.begin(), lines.end(), [&fresh](const Line& line) {
-    return line.number == fresh.number;
-  });
-  std::string text;
-  if (replaces) {
+void DeviceNumbers::remember(const File& file, std::vector<Line> lines, const Line& fresh) const {
+  struct stat st {};
+  bool done = ::fstat(file.fd.get(), &st) == 0;
+  if (done && static_cast<std::size_t>(st.st_size) < kMostBytes / 2) {
+    // (The first byte ends what a death left of a line.)
+    done = write_all(file.fd.get(), '\n' + to_line(fresh.number, fresh.way)) &&
+           ::fdatasync(file.fd.get()) == 0;
+  } else if (done) {
     std::erase_if(lines, [&fresh](const Line& line) { return line.number == fresh.number; });
+    lines.push_back(fresh);
+    std::string text;
     for (const Line& line : lines) text += to_line(line.number, line.way);
-    // A death in between forgets: handles below nested file systems become stale.
-    if (::ftruncate(fd, 0) != 0) return;
-  } else {
-    text = "\n";  // ends what a death left of a line
+    const std::string beside = fmt::format("{}.new", name_);
+    const UniqueFd anew{::openat(file.dir.get(), beside.c_str(),
+                                 O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC,
+                                 S_IRUSR | S_IWUSR)};
+    done = anew && write_all(anew.get(), text) && ::fdatasync(anew.get()) == 0 &&
+           ::renameat(file.dir.get(), beside.c_str(), file.dir.get(), name_.c_str()) == 0;
   }
-  text += to_line(fresh.number, fresh.way);
-  if (!write_all(fd, text) || ::fdatasync(fd) != 0) {
+  if (!done) {
     log::warn(
         "the number of the file system at '{}' cannot be kept ({}): after a restart NFS "
         "clients' handles below it are stale",
@@ -130,8 +150,8 @@ void DeviceNumbers::remember(int fd, std::vector<Line> lines, const Line& fresh)
 
 Result<unsigned> DeviceNumbers::number_of(const Way& way,
                                           const std::function<bool(unsigned)>& free) {
-  const UniqueFd fd = open(way.parent != 0);
-  const std::vector<Line> lines = fd ? read(fd.get()) : std::vector<Line>{};
+  const File file = open(way.parent != 0);
+  const std::vector<Line> lines = file.fd ? read(file.fd.get()) : std::vector<Line>{};
   // The last one that was there: those before it were other file systems' then.
   const auto last = std::find_if(lines.rbegin(), lines.rend(), [&](const Line& line) {
     return way.parent != 0 && line.way == way;
@@ -150,14 +170,14 @@ Result<unsigned> DeviceNumbers::number_of(const Way& way,
     if (oldest == lines.end()) return errno_code(ENFILE);
     number = oldest->number;
   }
-  if (fd && way.parent != 0) remember(fd.get(), lines, {number, way});
+  if (file.fd && way.parent != 0) remember(file, lines, {number, way});
   return number;
 }
 
 std::optional<DeviceNumbers::Way> DeviceNumbers::way_of(unsigned number) {
-  const UniqueFd fd = open(false);
-  if (!fd) return std::nullopt;
-  for (const Line& line : read(fd.get())) {
+  const File file = open(false);
+  if (!file.fd) return std::nullopt;
+  for (const Line& line : read(file.fd.get())) {
     if (line.number == number) return line.way;
   }
   return std::nullopt;

@@ -6,8 +6,9 @@
 // taken for its files is the generations' business (InodeTable::generation_of()).
 //
 // Text, a line each: NUMBER PARENT NAME-IN-HEX. Read and appended to under flock(2): several mounts
-// of one SOURCE agree. Lines that make no sense are nothing. At most 510 are kept: the oldest gives
-// way. Not thread-safe; makes system calls.
+// of one SOURCE agree. Lines that make no sense are nothing; of two of one number the later counts.
+// At most 510 are kept: the oldest gives way. A file of many times that is written anew beside it
+// and renamed, so that a death or a full disk loses nothing. Not thread-safe; makes system calls.
 #pragma once
 
 #include <cstdint>
@@ -45,9 +46,12 @@ class DeviceNumbers {
     Way way;
   };
   // Locked until closed. Invalid: it is not there, or not ours alone.
-  UniqueFd open(bool make);
+  struct File {
+    UniqueFd dir, fd;
+  };
+  File open(bool make);
   std::vector<Line> read(int fd) const;
-  void remember(int fd, std::vector<Line> lines, const Line& fresh) const;
+  void remember(const File& file, std::vector<Line> lines, const Line& fresh) const;
 
   const std::string directory_;
   const std::string name_;

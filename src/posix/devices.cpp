@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/vfs.h>
 
+#include "base/clock.h"
 #include "posix/file_handle.h"
 #include "posix/sys.h"
 
@@ -55,8 +56,14 @@ void Devices::open_mount(Device& device, int fd) {
 }
 
 std::optional<Devices::Way> Devices::remembered(unsigned slot) {
+  constexpr std::int64_t kAskAgainNs = 1'000'000'000;
+  if (slot >= kMost) return std::nullopt;
   const MutexLock hold{grow_mu_};
-  return numbers_.way_of(slot);
+  const std::int64_t now = monotonic_ns();
+  if (in_vain_[slot] != 0 && now - in_vain_[slot] < kAskAgainNs) return std::nullopt;
+  auto way = numbers_.way_of(slot);
+  in_vain_[slot] = way ? 0 : now;
+  return way;
 }
 
 Result<unsigned> Devices::slot_of(dev_t dev, int fd, const Way& by) {

@@ -97,6 +97,9 @@ class Devices {
   // A device's mutex may be taken below it. Held over system calls: a file system is met once.
   Mutex grow_mu_;
   DeviceNumbers numbers_ GUARDED_BY(grow_mu_);
+  // When a number was last asked for in vain (CLOCK_MONOTONIC ns): whoever makes handles up would
+  // have the file read each time.
+  std::array<std::int64_t, kMost> in_vain_ GUARDED_BY(grow_mu_){};
   // Once it is not 0, dev never changes.
   std::array<Device, kMost> all_;
   std::atomic<unsigned> count_{0};

@@ -224,7 +224,14 @@ Result<Entry> InodeTable::self(std::uint64_t node) {
   }
   if (entry.node == 0) return unknown_self(node);
   const auto known = pin(node);
+  if (!known && known.error() == errno_code(ESTALE)) {
+    // That one is gone; its number may be another file's by now, which may be the one asked for.
+    forget(node, 1);
+    return unknown_self(node);
+  }
   auto st = known ? stat_of((*known)->fd.get()) : Result<struct stat>{known.error()};
+  // Its number may have become the next file's since it was read.
+  if (st && !is_still(node, entry.generation)) st = errno_code(ESTALE);
   if (!st) {
     forget(node, 1);
     return st.error();
@@ -232,6 +239,13 @@ Result<Entry> InodeTable::self(std::uint64_t node) {
   entry.attr = *st;
   show(entry.attr);
   return entry;
+}
+
+bool InodeTable::is_still(std::uint64_t node, std::uint32_t generation) {
+  Shard& shard = shard_of(node);
+  const MutexLock hold{shard.mu};
+  const auto it = shard.inodes.find(node);
+  return it != shard.inodes.end() && it->second.generation == generation;
 }
 
 Result<PinPtr> InodeTable::pin_of(FileId id) {

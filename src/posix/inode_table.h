@@ -226,6 +226,7 @@ class InodeTable {
 
   [[nodiscard]] std::uint32_t generation_of(unsigned slot, const FileHandle& handle, int fd) const;
 
+  [[nodiscard]] bool is_still(std::uint64_t node, std::uint32_t generation);
   // As pin(), of a node that may have been forgotten.
   Result<PinPtr> pin_again(std::uint64_t node);
   // Enters the file system that had the number in a daemon before. ESTALE: it is not there.

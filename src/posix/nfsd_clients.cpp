@@ -168,6 +168,7 @@ std::vector<RemoteClient> NfsdClients::with_locks_on(dev_t super_block, std::uin
   }
   // (A snapshot of the future: the clock was set back.)
   const std::int64_t now = realtime_ns();
+  if (since_ns > now) since_ns = 0;
   if (!seen || seen->read_at_ns <= since_ns || seen->read_at_ns > now ||
       now - seen->read_at_ns > kFreshNs) {
     seen = read();

@@ -3,7 +3,10 @@
 //
 // The kernel says which client has locks on which inode, not on which range of it. So of several
 // clients with locks on one file nobody can say whose a given one is: all are named. Clients of an
-// NFS server in another network namespace, and NFSv3's, are not there.
+// NFS server in another network namespace, and NFSv3's, are not there. A client that locked a file
+// and has it still open is there as well. The kernel prints names of files as they are: a client
+// can make itself look like one of those that lock any inode, so that nobody can say whose a lock
+// is.
 #pragma once
 
 #include <sys/types.h>

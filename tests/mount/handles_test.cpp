@@ -105,10 +105,25 @@ void put(const std::string& path, const std::string& text) {
 }
 
 // What nobody uses is forgotten: the kernel's names and inodes, and so the daemon's nodes.
-void forget_everything() {
-  ::sync();
-  std::ofstream{"/proc/sys/vm/drop_caches"} << "2\n" << std::flush;
-}
+void forget_everything() { std::ofstream{"/proc/sys/vm/drop_caches"} << "2\n" << std::flush; }
+
+// A directory seen at another place as well.
+class Bind {
+ public:
+  Bind(const std::string& from, std::string to) : to_{std::move(to)} {
+    EXPECT_EQ(::mount(from.c_str(), to_.c_str(), nullptr, MS_BIND, nullptr), 0);
+  }
+  ~Bind() { ::umount2(to_.c_str(), MNT_DETACH); }
+  Bind(const Bind&) = delete;
+  Bind& operator=(const Bind&) = delete;
+  // (A killed daemon's rings are taken down in the background.)
+  [[nodiscard]] bool end() const {
+    return locktest::poll_until([this] { return ::umount(to_.c_str()) == 0; });
+  }
+
+ private:
+  const std::string to_;
+};
 
 class Handles : public ::testing::TestWithParam<const char*> {
  protected:
@@ -380,12 +395,11 @@ TEST_P(Handles, BelowNestedFileSystemsAreKept) {
   const fsdiff::LoopImage two{320, "", GetParam()};
   const fsdiff::LoopImage* const nested[] = {&one, &two};
   std::vector<Handle> handles;
-  std::vector<std::string> places;
+  std::vector<std::unique_ptr<Bind>> places;
   for (const auto* image : nested) {
     const std::string name = "/nested" + std::to_string(places.size());
     ASSERT_TRUE(files::create_directories(below(name)));
-    ASSERT_EQ(::mount(image->path().c_str(), below(name).c_str(), nullptr, MS_BIND, nullptr), 0);
-    places.push_back(below(name));
+    places.push_back(std::make_unique<Bind>(image->path(), below(name)));
     // The same names in the same order: the inode numbers are the same on both.
     files::create_directories(image->path() + "/d");
     put(image->path() + "/d/f", "of" + name);
@@ -406,8 +420,7 @@ TEST_P(Handles, BelowNestedFileSystemsAreKept) {
   fixture_->kill_daemon();
   fixture_->detach();
   fixture_.reset();
-  // (A killed daemon's rings are taken down in the background.)
-  ASSERT_TRUE(locktest::poll_until([&] { return ::umount(places[0].c_str()) == 0; }));
+  ASSERT_TRUE(places[0]->end());
   start();
   EXPECT_EQ(error(handles[0]), ESTALE);
   fixture_->kill_daemon();
@@ -416,12 +429,11 @@ TEST_P(Handles, BelowNestedFileSystemsAreKept) {
   const fsdiff::LoopImage three{320, "", GetParam()};
   files::create_directories(three.path() + "/d");
   put(three.path() + "/d/f", "of the third");
-  ASSERT_EQ(::mount(three.path().c_str(), places[0].c_str(), nullptr, MS_BIND, nullptr), 0);
+  const Bind other{three.path(), below("/nested0")};
   start();
   EXPECT_EQ(error(handles[0]), ESTALE);
   EXPECT_EQ(content(open(handles[1], O_RDONLY).get()), "of/nested1");
   fixture_.reset();
-  for (const auto& place : places) EXPECT_EQ(::umount2(place.c_str(), MNT_DETACH), 0);
 }
 
 // Of a snapshot, files have the inode numbers and generations of the original's.

@@ -69,7 +69,23 @@ TEST_F(DeviceNumbersTest, AreBoundedTheOldestGivesWay) {
             errno_code(ENFILE));
   const std::string all = text();
   EXPECT_EQ(all.find('x'), std::string::npos) << all;  // names are in hexadecimal
-  EXPECT_EQ(std::count(all.begin(), all.end(), '\n'), 7);
+}
+
+// Whatever comes and goes (snapshots), the file does not grow for ever, and keeps the last ones.
+TEST_F(DeviceNumbersTest, AreWrittenAnewWhenTheFileHasGrown) {
+  const std::string name(200, 'n');
+  std::uintmax_t largest = 0;
+  constexpr std::uint64_t kMany = 3000;
+  for (std::uint64_t i = 1; i <= kMany; ++i) {
+    ASSERT_TRUE(numbers("a", 8).number_of({i, name}, but({})));
+    largest = std::max(largest, std::filesystem::file_size(file()));
+  }
+  EXPECT_LT(largest, 600'000u);
+  EXPECT_LT(std::filesystem::file_size(file()), kMany * 400);
+  std::set<std::uint64_t> kept;
+  for (unsigned n = 1; n < 8; ++n) kept.insert(numbers("a", 8).way_of(n).value().parent);
+  for (std::uint64_t i = 0; i < 7; ++i) EXPECT_EQ(kept.count(kMany - i), 1u) << i;
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator{at("state")}, {}), 1);
 }
 
 TEST_F(DeviceNumbersTest, AreNotReadFromWhatOthersCanWrite) {
