@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
@@ -127,8 +128,7 @@ void install_wake_handler() {
   ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
 }
 
-// Asks the mount something only a running session answers.
-Result<void> wait_until_it_answers(const std::string& mountpoint) {
+Result<void> ask(const std::string& mountpoint) {
   // O_PATH: he who mounts a directory need not be allowed to read it.
   const auto fd = posix::opened(::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (!fd) return fd.error();
@@ -136,6 +136,21 @@ Result<void> wait_until_it_answers(const std::string& mountpoint) {
   struct statfs sf {};
   if (::fstatfs(fd->get(), &sf) != 0) return last_errno();
   return sf.f_type == kFuseMagic ? Result<void>{} : errno_code(ENOTCONN);
+}
+
+// Asks the mount something only a running session answers. By a thread that does not hold the
+// session open: the kernel lets a killed process wait for what it was asked itself, and ends that
+// only when the last descriptor of the session goes (fs/fuse/dev.c request_wait_answer()); so
+// neither it nor the mount would ever end.
+Result<void> wait_until_it_answers(const std::string& mountpoint) {
+  Result<void> answer;
+  std::thread asking{[&] {
+    constexpr unsigned kFirst = STDERR_FILENO + 1;
+    if (::unshare(CLONE_FILES) == 0) ::close_range(kFirst, ~0U, 0);
+    answer = ask(mountpoint);
+  }};
+  asking.join();
+  return answer;
 }
 
 // Whether the kernel has let go of the session already: unmounted by others, or aborted.

@@ -1,6 +1,7 @@
 // GETATTR, SETATTR, READLINK, STATFS, ACCESS.
 #include <algorithm>
 
+#include "base/fault_point.h"
 #include "fuse/control_ops.h"
 #include "fuse/file_system.h"
 #include "fuse/ops.h"
@@ -171,6 +172,7 @@ void op_readlink(fuse_req_t req, fuse_ino_t node) noexcept {
 
 void op_statfs(fuse_req_t req, fuse_ino_t node) noexcept {
   answer(req, [&](Reply& reply) -> Result<void> {
+    fault_point("fuse.statfs");
     FileSystem& fs = file_system(req);
     const bool named = node != 0 && !control::is_control(node);
     const auto pin = fs.inodes->pin(named ? node : posix::NodeIds::kRoot);

@@ -194,6 +194,19 @@ TEST_F(Command, TermAndIntUnmountAndEndWithZero) {
   }
 }
 
+// Its first request is its own, to see whether it answers: killed then, it must not wait for it.
+TEST_F(Command, DiesOfSigkillWhileItStarts) {
+  const auto killed =
+      sh("LATCHFS_FAULT=fuse.statfs=kill@1 latchfs -f src mnt -o $T & "
+         "for i in $(seq 500); do [ -e /proc/$! ] || break; case $(cat /proc/$!/status) in "
+         "*zombie*) [ $(ls /proc/$!/task | wc -l) = 1 ] && break;; esac; sleep 0.02; done; "
+         "ls /proc/$!/task 2>/dev/null | wc -l; wait $!; exit $?");
+  EXPECT_EQ(killed.status, 128 + SIGKILL) << killed.err;
+  const auto dead = sh("cat mnt/hello");
+  EXPECT_NE(dead.err.find("not connected"), std::string::npos) << dead.err;
+  EXPECT_EQ(sh("umount mnt && latchfs src mnt -o $T && cat mnt/hello").out, "world\n");
+}
+
 TEST_F(Command, StoppingLeavesWhatOthersMountedOverItAlone) {
   const Outcome got =
       sh("latchfs src mnt -f -o $T & pid=$!\n"
