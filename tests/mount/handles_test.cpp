@@ -136,8 +136,7 @@ class Handles : public ::testing::TestWithParam<const char*> {
   }
   void TearDown() override {
     fixture_.reset();
-    std::error_code ignored;
-    files::remove_all("/var/lib/latchfs/" + table_, ignored);
+    remove_table(table_);
   }
   // In the table of all of this test's mounts, or in one where nothing is remembered.
   void start(bool remembering = true) {

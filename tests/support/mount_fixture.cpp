@@ -57,23 +57,6 @@ std::string new_table_name() {
   return "test-" + std::to_string(::getpid()) + "-" + std::to_string(count++);
 }
 
-// What the table's last user leaves, and keeps for the next: the memory, and the file that names it
-// (docs/recovery.md). Ours has a name like no other, and no next user.
-void remove_table(const std::string& name) {
-  std::error_code ignored;
-  const std::string users = "latchfs-" + std::to_string(::geteuid()) + ".";
-  files::remove("/run/latchfs/" + name + ".table", ignored);
-  files::remove_all("/var/lib/latchfs/" + name, ignored);
-  for (const auto& entry : files::directory_iterator{"/dev/shm", ignored}) {
-    const std::string file = entry.path().filename().string();
-    if (file.rfind("latchfs-" + name + "-", 0) == 0) files::remove(entry.path(), ignored);
-    if (file.rfind(users, 0) == 0) {
-      files::remove(entry.path() / (name + ".table"), ignored);
-      files::remove(entry.path(), ignored);  // a directory with tables in it stays
-    }
-  }
-}
-
 [[noreturn]] void exec_daemon(const std::vector<std::string>& words, const std::string& log) {
   std::vector<char*> argv;
   for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
@@ -97,6 +80,21 @@ pid_t daemon_of(const std::string& mountpoint) {
 }
 
 }  // namespace
+
+void remove_table(const std::string& name) {
+  std::error_code ignored;
+  const std::string users = "latchfs-" + std::to_string(::geteuid()) + ".";
+  files::remove("/run/latchfs/" + name + ".table", ignored);
+  files::remove_all("/var/lib/latchfs/" + name, ignored);
+  for (const auto& entry : files::directory_iterator{"/dev/shm", ignored}) {
+    const std::string file = entry.path().filename().string();
+    if (file.rfind("latchfs-" + name + "-", 0) == 0) files::remove(entry.path(), ignored);
+    if (file.rfind(users, 0) == 0) {
+      files::remove(entry.path() / (name + ".table"), ignored);
+      files::remove(entry.path(), ignored);  // a directory with tables in it stays
+    }
+  }
+}
 
 TempDir::TempDir() {
   const char* const base = std::getenv("TMPDIR");

@@ -42,6 +42,10 @@ class OwnFileSystem {
   bool ok_;
 };
 
+// What the table's last user leaves, and keeps for the next: the memory, the file that names it,
+// the state directory (docs/recovery.md). For tables with a name like no other, and no next user.
+void remove_table(const std::string& name);
+
 class MountFixture {
  public:
   struct Options {
