@@ -183,6 +183,13 @@ Result<bool> take_rest(const Caller& caller) noexcept {
   return theirs != before || t_self.has_groups;
 }
 
+Result<void> take_groups(const std::vector<gid_t>& groups) noexcept {
+  if (!daemon_is_root() || groups.empty()) return {};
+  t_self.has_groups = ::syscall(SYS_setgroups, groups.size(), groups.data()) == 0;
+  if (!t_self.has_groups) return errno_code(EAGAIN);
+  return {};
+}
+
 void drop_rest() noexcept {
   if (t_self.has_groups) {
     t_self.has_groups = false;

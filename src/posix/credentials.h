@@ -16,6 +16,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "base/caller.h"
 #include "latchfs/result.h"
@@ -49,6 +50,9 @@ Result<void> become(const Caller& caller, Groups groups) noexcept;
 // EAGAIN: the thread must not act for him.
 Result<bool> take_rest(const Caller& caller) noexcept;
 void drop_rest() noexcept;
+// The groups of somebody whose process is not on this machine. EAGAIN: the thread must not act for
+// him.
+Result<void> take_groups(const std::vector<gid_t>& groups) noexcept;
 }  // namespace detail
 
 // Runs `call` (returns -1 with errno, or a value) as the caller. It may be run twice, so it must
@@ -66,6 +70,27 @@ template <class Call>
     }
   }
   detail::drop_rest();
+  if (value < 0) return errno_code(err);
+  return value;
+}
+
+// The same for a user of whom a request from the network tells all there is: he has these groups and
+// no capabilities (uid 0: the daemon's).
+template <class Call>
+[[nodiscard]] Result<long> as_user(uid_t uid, gid_t gid, const std::vector<gid_t>& groups,
+                                   Call&& call) {
+  if (auto ready = detail::become({uid, gid, 0, 0}, Groups::kOnDemand); !ready) {
+    return ready.error();
+  }
+  long value = -1;
+  int err = 0;
+  const auto taken = detail::take_groups(groups);
+  if (taken) {
+    value = call();
+    err = errno;
+  }
+  detail::drop_rest();
+  if (!taken) return taken.error();
   if (value < 0) return errno_code(err);
   return value;
 }

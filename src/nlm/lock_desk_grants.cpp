@@ -1,0 +1,162 @@
+// What comes of waits: the grant reaches the client, or goes back.
+#include <algorithm>
+#include <cstring>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "nlm/codec.h"
+#include "nlm/lock_desk.h"
+
+namespace latchfs::nlm {
+namespace {
+
+// A client in its own grace period (it reclaims what it has here) says so: lockd waits as long.
+constexpr std::int64_t kClientsGraceNs = 10'000'000'000;
+
+}  // namespace
+
+void LockDesk::watch_ends() noexcept {
+  while (const auto event = waits_.next()) {
+    try {
+      wait_ended(*event);
+    } catch (const std::exception& e) {
+      // The client asks again, as all do whose word does not come.
+      log::error("the end of a wait is not told to its client: {}", e.what());
+    }
+  }
+}
+
+LockDesk::BlockPtr LockDesk::find_block(WaiterToken token) {
+  const MutexLock hold{mu_};
+  const auto it = blocks_.find(token.raw);
+  return it == blocks_.end() ? nullptr : it->second;
+}
+
+void LockDesk::wait_ended(const Waits::Event& event) {
+  const BlockPtr block = find_block(event.token);
+  if (!block) return;
+  {
+    File& file = *block->file;
+    const MutexLock hold{file.mu};
+    if (block->state != Block::State::kWaiting) return;
+    if (event.err != 0) {
+      // NLM has no word for that. The client, which asks again every now and then, learns it then.
+      log::info("a wait of {} ended: {}", log::printable(block->host->name),
+                errno_code(event.err).message());
+      return remove_locked(file, block);
+    }
+    hold_locked(file, block->host, block->owner, block->range);
+    block->state = Block::State::kGranted;
+    block->granted_at = monotonic_ns();
+    block->pause = options_.first_pause_ns;
+  }
+  deliver_at(0, block);
+}
+
+void LockDesk::deliver_at(std::int64_t at_ns, const BlockPtr& block) {
+  const auto run = [this, block]() noexcept {
+    try {
+      deliver(block);
+    } catch (const std::exception& e) {
+      log::error("a grant is not told to its client: {}", e.what());
+    }
+  };
+  if (!outcalls_.at(at_ns, block->host->address, run)) {
+    take_back(block, "there are too many calls under way");
+  }
+}
+
+// (Whoever does not know the number cannot say yes in the client's name, nor no.)
+std::string LockDesk::grant_cookie(WaiterToken token) const {
+  std::string out(2 * sizeof(std::uint64_t), '\0');
+  const std::uint64_t seal =
+      siphash(key_, {reinterpret_cast<const char*>(&token.raw), sizeof token.raw});
+  std::memcpy(out.data(), &token.raw, sizeof token.raw);
+  std::memcpy(out.data() + sizeof token.raw, &seal, sizeof seal);
+  return out;
+}
+
+void LockDesk::deliver(const BlockPtr& block) {
+  LockCall call;
+  Where where;
+  bool message = false;
+  {
+    File& file = *block->file;
+    const MutexLock hold{file.mu};
+    if (block->state != Block::State::kGranted) return;
+    call.cookie = grant_cookie(block->token);
+    call.exclusive = block->call.exclusive;
+    call.what = block->call.what;
+    where = {block->from.address, block->from.local, block->from.tcp};
+    message = block->message;
+  }
+  const std::string arguments = encode_lock_call(Form::kTest, call);
+  if (message) {
+    const auto told =
+        outside_.tell(where, kNlmProgram, kNlmVersion,
+                      static_cast<std::uint32_t>(Proc::kGrantedMsg), arguments,
+                      options_.call_patience);
+    if (!told) {
+      log::debug("GRANTED_MSG to {}: {}", where.address, told.error().message());
+    }
+    return delivered(block, nullptr);  // GRANTED_RES may come, any time
+  }
+  const auto answer = outside_.call(where, kNlmProgram, kNlmVersion,
+                                    static_cast<std::uint32_t>(Proc::kGranted), arguments,
+                                    options_.call_patience);
+  if (!answer) {
+    log::debug("GRANTED to {}: {}", where.address, answer.error().message());
+    return delivered(block, nullptr);
+  }
+  const auto said = decode_answer(*answer);
+  delivered(block, said ? &said->status : nullptr);
+}
+
+void LockDesk::delivered(const BlockPtr& block, const Status* answer) {
+  std::int64_t again_at = 0;
+  bool refused = false;
+  {
+    File& file = *block->file;
+    const MutexLock hold{file.mu};
+    if (block->state != Block::State::kGranted) return;
+    const std::int64_t now = monotonic_ns();
+    if (answer == nullptr || *answer == Status::kDeniedGracePeriod) {
+      again_at = now + (answer == nullptr ? block->pause : kClientsGraceNs);
+      block->pause = std::min(2 * block->pause, options_.longest_pause_ns);
+      refused = again_at - block->granted_at > options_.grant_patience_ns;
+    } else if (*answer != Status::kDenied) {
+      // His; also when the answer makes no sense (lockd: nlmsvc_grant_reply()).
+      return remove_locked(file, block);
+    } else {
+      refused = true;
+    }
+  }
+  if (!refused) return deliver_at(again_at, block);
+  take_back(block, answer == nullptr ? "it does not answer" : "it does not want it any more");
+}
+
+void LockDesk::take_back(const BlockPtr& block, const char* why) {
+  File& file = *block->file;
+  const MutexLock hold{file.mu};
+  if (block->state != Block::State::kGranted) return;
+  log::info("a lock granted to {} ({}) is given back: {}", log::printable(block->host->name),
+            block->host->address, why);
+  undo_locked(file, block);
+}
+
+void LockDesk::granted_answer(const Answer& answer, const Source& from) {
+  WaiterToken token;
+  if (answer.cookie.size() != 2 * sizeof token.raw) return;
+  std::memcpy(&token.raw, answer.cookie.data(), sizeof token.raw);
+  if (answer.cookie != grant_cookie(token)) return;
+  const BlockPtr block = find_block(token);
+  if (!block || block->host->address != from.address) return;
+  if (answer.status == Status::kDenied) return take_back(block, "it does not want it any more");
+  // In grace: the pause that is under way will do.
+  if (answer.status == Status::kDeniedGracePeriod) return;
+  File& file = *block->file;
+  const MutexLock hold{file.mu};
+  if (block->state == Block::State::kGranted) remove_locked(file, block);
+}
+
+}  // namespace latchfs::nlm
