@@ -20,13 +20,6 @@ namespace {
 constexpr std::int64_t kKeptNs = 2'000'000'000;
 constexpr int kInode64AndGeneration = 0x81;  // FILEID_INO64_GEN (linux/exportfs.h)
 
-// struct file_handle with room for its bytes.
-struct FuseHandle {
-  struct file_handle head {};
-  std::array<std::uint32_t, 3> words{};
-};
-static_assert(offsetof(FuseHandle, words) == sizeof(struct file_handle));
-
 bool mount_is_gone(std::error_code error) {
   return error == errno_code(ESTALE) || error == errno_code(ENOTCONN) ||
          error == errno_code(ECONNABORTED) || error == errno_code(ENODEV);
@@ -101,13 +94,17 @@ Result<MountFiles::MountPtr> MountFiles::mount_of(const Fsid& fsid, bool anew) {
 }
 
 Result<OpenFilePtr> MountFiles::open_on(const Mount& mount, const NfsHandle& handle) {
-  FuseHandle fuse;
-  fuse.head.handle_bytes = sizeof fuse.words;
-  fuse.head.handle_type = kInode64AndGeneration;
-  fuse.words = {static_cast<std::uint32_t>(handle.node >> 32),
-                static_cast<std::uint32_t>(handle.node), handle.generation};
+  const std::array<std::uint32_t, 3> words{static_cast<std::uint32_t>(handle.node >> 32),
+                                           static_cast<std::uint32_t>(handle.node),
+                                           handle.generation};
+  // (The structure ends in an array of no length.)
+  alignas(struct file_handle) std::array<char, sizeof(struct file_handle) + sizeof words> place{};
+  auto* const fuse = reinterpret_cast<struct file_handle*>(place.data());
+  fuse->handle_bytes = sizeof words;
+  fuse->handle_type = kInode64AndGeneration;
+  std::memcpy(place.data() + sizeof(struct file_handle), words.data(), sizeof words);
   // Named only, first: opening what is no regular file could wait, or do something.
-  const UniqueFd named{::open_by_handle_at(mount.fd.get(), &fuse.head, O_PATH | O_CLOEXEC)};
+  const UniqueFd named{::open_by_handle_at(mount.fd.get(), fuse, O_PATH | O_CLOEXEC)};
   if (!named) return last_errno();
   const auto st = posix::stat_of(named.get());
   if (!st) return st.error();
