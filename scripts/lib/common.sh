@@ -6,7 +6,7 @@ readonly root_dir
 
 # What a Debian 12 needs to build and mount, to test, and to compare in benchmarks.
 readonly build_packages=(g++ meson ninja-build pkg-config libfuse3-dev fuse3 liburing-dev libboost-dev
-  libspdlog-dev libfmt-dev nlohmann-json3-dev xfslibs-dev)
+  libspdlog-dev libfmt-dev nlohmann-json3-dev xfslibs-dev libtirpc-dev rpcsvc-proto)
 # shellcheck disable=SC2034
 readonly test_packages=("${build_packages[@]}" libgtest-dev libgmock-dev clang-14 libclang-rt-14-dev clang-format-14
   ccache git python3 shellcheck acl attr jq e2fsprogs xfsprogs btrfs-progs util-linux procps)

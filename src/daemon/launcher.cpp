@@ -16,8 +16,9 @@ namespace {
 constexpr char kReady = 'R';
 constexpr char kFailed = 'F';
 
-void print_line(std::string_view line) noexcept {
-  std::string text{"latchfs: "};
+void print_line(const char* program, std::string_view line) noexcept {
+  std::string text{program};
+  text.append(": ");
   text.append(line);
   text += '\n';
   std::fwrite(text.data(), 1, text.size(), stderr);
@@ -51,13 +52,13 @@ std::string how_it_ended(pid_t child) {
 }
 
 // Ends with the child's word. The child closes the pipe after it.
-[[noreturn]] void wait_for_word(const UniqueFd& from_child, pid_t child) {
+[[noreturn]] void wait_for_word(const UniqueFd& from_child, pid_t child, const char* program) {
   const std::string word = read_all(from_child.get());
   if (!word.empty() && word.front() == kReady) ::_exit(EXIT_SUCCESS);
   if (!word.empty() && word.front() == kFailed) {
-    print_line(std::string_view{word}.substr(1));
+    print_line(program, std::string_view{word}.substr(1));
   } else {
-    print_line("the daemon ended before the mount answered: " + how_it_ended(child));
+    print_line(program, "the daemon ended before it answered: " + how_it_ended(child));
   }
   ::_exit(EXIT_FAILURE);
 }
@@ -82,10 +83,10 @@ void hold_closed_streams() noexcept {
   }
 }
 
-Result<Launcher> Launcher::start(bool background) {
+Result<Launcher> Launcher::start(bool background, const char* program) {
   // A write to a pipe whose reader is gone must be an answer, not a death.
   ::signal(SIGPIPE, SIG_IGN);
-  if (!background) return Launcher{UniqueFd{}};
+  if (!background) return Launcher{UniqueFd{}, program};
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return last_errno();
   UniqueFd from_child{ends[0]};
@@ -95,15 +96,15 @@ Result<Launcher> Launcher::start(bool background) {
   if (child < 0) return last_errno();
   if (child > 0) {
     to_parent.reset();
-    wait_for_word(from_child, child);
+    wait_for_word(from_child, child, program);
   }
   from_child.reset();
   ::setsid();
   if (::chdir("/") != 0) return last_errno();
-  return Launcher{std::move(to_parent)};
+  return Launcher{std::move(to_parent), program};
 }
 
-void Launcher::warn(std::string_view line) noexcept { print_line(line); }
+void Launcher::warn(std::string_view line) noexcept { print_line(program_, line); }
 
 bool Launcher::ready() noexcept {
   if (!pipe_) return true;
@@ -114,7 +115,7 @@ bool Launcher::ready() noexcept {
 }
 
 void Launcher::failed(std::string_view line) noexcept {
-  if (!background_) print_line(line);
+  if (!background_) print_line(program_, line);
   if (!pipe_) return;
   // The line could not be sent: the parent is gone, and with it whoever would read.
   if (write_all(pipe_.get(), std::string_view{&kFailed, 1})) write_all(pipe_.get(), line);

@@ -23,8 +23,8 @@ class Launcher {
   // In the foreground nothing is forked and ready() and failed() only print.
   // With background, returns in the child only: the parent waits and leaves by _exit: 0 after
   // ready(), 1 after failed() (its text on stderr) or when the child dies without a word.
-  // Must be called while the process has one thread.
-  [[nodiscard]] static Result<Launcher> start(bool background);
+  // Must be called while the process has one thread. program: what its lines begin with; lives on.
+  [[nodiscard]] static Result<Launcher> start(bool background, const char* program = "latchfs");
 
   // A line for the person at the terminal, before ready().
   void warn(std::string_view line) noexcept;
@@ -37,9 +37,11 @@ class Launcher {
   void failed(std::string_view line) noexcept;
 
  private:
-  explicit Launcher(UniqueFd pipe) : pipe_{std::move(pipe)}, background_{bool(pipe_)} {}
+  Launcher(UniqueFd pipe, const char* program)
+      : pipe_{std::move(pipe)}, background_{bool(pipe_)}, program_{program} {}
   UniqueFd pipe_;  // invalid in the foreground and after the last word
   bool background_;
+  const char* program_;
 };
 
 }  // namespace latchfs::daemon

@@ -47,8 +47,8 @@ std::optional<Endpoint> Endpoint::parse(const std::string& text, std::uint16_t p
 
 std::string Endpoint::address() const {
   std::array<char, NI_MAXHOST> text{};
-  if (size() == 0 || ::getnameinfo(data(), size(), text.data(), text.size(), nullptr, 0,
-                                   NI_NUMERICHOST) != 0) {
+  if (size() == 0 ||
+      ::getnameinfo(data(), size(), text.data(), text.size(), nullptr, 0, NI_NUMERICHOST) != 0) {
     return {};
   }
   return text.data();
@@ -66,14 +66,14 @@ void Endpoint::set_port(std::uint16_t port) {
 
 std::string_view Endpoint::bytes() const {
   if (family() == AF_INET) {
-    return {reinterpret_cast<const char*>(
-                &reinterpret_cast<const sockaddr_in*>(&storage_)->sin_addr),
-            sizeof(in_addr)};
+    return {
+        reinterpret_cast<const char*>(&reinterpret_cast<const sockaddr_in*>(&storage_)->sin_addr),
+        sizeof(in_addr)};
   }
   if (family() == AF_INET6) {
-    return {reinterpret_cast<const char*>(
-                &reinterpret_cast<const sockaddr_in6*>(&storage_)->sin6_addr),
-            sizeof(in6_addr)};
+    return {
+        reinterpret_cast<const char*>(&reinterpret_cast<const sockaddr_in6*>(&storage_)->sin6_addr),
+        sizeof(in6_addr)};
   }
   return {};
 }

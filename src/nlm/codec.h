@@ -1,4 +1,5 @@
-// XDR of what protocol.h has: bytes to values and back. The only file that knows rpcgen's structures.
+// XDR of what protocol.h has: bytes to values and back. The only file that knows rpcgen's
+// structures.
 //
 // Any thread. Decoding takes any bytes: nothing where they are too few, or a field is longer than
 // the protocol lets it be. What follows the arguments is ignored, as every implementation does.

@@ -77,16 +77,15 @@ std::string Dispatcher::answer(std::string_view message, const Peer& peer) {
   return serve(call, message, peer);
 }
 
-std::string Dispatcher::serve(const CallMessage& call, std::string_view message,
-                              const Peer& peer) {
+std::string Dispatcher::serve(const CallMessage& call, std::string_view message, const Peer& peer) {
   const auto procedure = static_cast<Proc>(call.procedure);
   const Request request{call, peer, {peer.remote.address(), peer.local.address(), peer.tcp}};
   if (peer.only_statd && procedure != Proc::kNull && procedure != Proc::kSmNotify) {
     return encode_reply(call.xid, Accept::kProcedureUnavailable, {});
   }
   const bool shares = procedure == Proc::kShare || procedure == Proc::kUnshare;
-  const bool locks = (procedure >= Proc::kTest && procedure <= Proc::kGrantedMsg) ||
-                     procedure == Proc::kNmLock;
+  const bool locks =
+      (procedure >= Proc::kTest && procedure <= Proc::kGrantedMsg) || procedure == Proc::kNmLock;
   if (!shares && !locks) return serve_other(request, procedure);
 
   // What asked twice does no harm needs no memory of it.

@@ -42,7 +42,7 @@ class Duplicates {
   };
   const std::size_t most_;
   const std::int64_t age_ns_;
-  Mutex mu_;  // leaf
+  Mutex mu_;                                  // leaf
   std::list<Entry> entries_ GUARDED_BY(mu_);  // oldest first
   std::unordered_map<std::uint64_t, std::list<Entry>::iterator> by_request_ GUARDED_BY(mu_);
 };

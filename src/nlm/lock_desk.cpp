@@ -17,8 +17,8 @@ Result<ByteRange> range_of(const What& what) {
   return ByteRange::from_half_open(what.offset, what.offset + what.length);
 }
 
-// What kept a file from being opened or locked, as lockd puts it (nlm_fopen()), but for a mount that
-// is not there: there a moment later the same may work, of which NLM has no other word.
+// What kept a file from being opened or locked, as lockd puts it (nlm_fopen()), but for a mount
+// that is not there: there a moment later the same may work, of which NLM has no other word.
 Status status_of(std::error_code error) {
   switch (error.value()) {
     case ESTALE:
@@ -377,8 +377,8 @@ void LockDesk::remove_locked(File& file, const BlockPtr& block) noexcept {
 LockDesk::Ended LockDesk::end_wait_locked(File& file, const BlockPtr& block) {
   if (block->state == Block::State::kGranted) return Ended::kGranted;
   if (locks_.cancel(file.id, block->token) == Cancelled::kCancelled) return Ended::kCancelled;
-  // It was over before; the word of it is on its way, and decides whether there is something to give
-  // back.
+  // It was over before; the word of it is on its way, and decides whether there is something to
+  // give back.
   constexpr std::chrono::milliseconds kOnItsWay{5000};
   const auto err = waits_.outcome(block->token, kOnItsWay);
   if (!err) log::warn("the lock table did not say how a wait ended: taken as granted");
@@ -547,7 +547,8 @@ void LockDesk::free_host_on(File& file, const HostPtr& host) {
     --file.interest;
     it = file.held.erase(it);
   }
-  const auto shares = std::erase_if(file.shares, [&](const Share& one) { return one.host == host; });
+  const auto shares =
+      std::erase_if(file.shares, [&](const Share& one) { return one.host == host; });
   host->shares -= static_cast<std::uint32_t>(shares);
   host->interest -= static_cast<std::uint32_t>(shares);
   file.interest -= static_cast<std::uint32_t>(shares);

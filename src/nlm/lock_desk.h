@@ -1,11 +1,12 @@
 // The lock manager itself: what each procedure does, who holds what, who waits, and whom to call
 // back. Knows no bytes and no sockets.
 //
-// Sources: XNFS chapter 10, and where that leaves it open what lockd does (linux/fs/lockd/svclock.c,
-// svc4proc.c, svcshare.c), since that is what clients are tested against.
+// Sources: XNFS chapter 10, and where that leaves it open what lockd does
+// (linux/fs/lockd/svclock.c, svc4proc.c, svcshare.c), since that is what clients are tested
+// against.
 //
-// Requests on one file take turns (File::mu, held over calls of the lock service, which never wait).
-// Nothing is held over system calls of ours, statd, clients, or the mount.
+// Requests on one file take turns (File::mu, held over calls of the lock service, which never
+// wait). Nothing is held over system calls of ours, statd, clients, or the mount.
 #pragma once
 
 #include <array>
@@ -46,8 +47,8 @@ class LockDesk {
     // After start only what was held before is given, to who reclaims it; ns.
     std::int64_t grace_ns{};
     // A client that is told of its grant hears of it again after the first, then twice that, and so
-    // on up to the longest, until it answers or the patience ends: then the lock is given back. (lockd
-    // never ends; but then a client that vanished keeps a lock for good.)
+    // on up to the longest, until it answers or the patience ends: then the lock is given back.
+    // (lockd never ends; but then a client that vanished keeps a lock for good.)
     std::int64_t first_pause_ns{1'000'000'000};
     std::int64_t longest_pause_ns{30'000'000'000};
     std::int64_t grant_patience_ns{120'000'000'000};

@@ -92,18 +92,17 @@ void LockDesk::deliver(const BlockPtr& block) {
   }
   const std::string arguments = encode_lock_call(Form::kTest, call);
   if (message) {
-    const auto told =
-        outside_.tell(where, kNlmProgram, kNlmVersion,
-                      static_cast<std::uint32_t>(Proc::kGrantedMsg), arguments,
-                      options_.call_patience);
+    const auto told = outside_.tell(where, kNlmProgram, kNlmVersion,
+                                    static_cast<std::uint32_t>(Proc::kGrantedMsg), arguments,
+                                    options_.call_patience);
     if (!told) {
       log::debug("GRANTED_MSG to {}: {}", where.address, told.error().message());
     }
     return delivered(block, nullptr);  // GRANTED_RES may come, any time
   }
-  const auto answer = outside_.call(where, kNlmProgram, kNlmVersion,
-                                    static_cast<std::uint32_t>(Proc::kGranted), arguments,
-                                    options_.call_patience);
+  const auto answer =
+      outside_.call(where, kNlmProgram, kNlmVersion, static_cast<std::uint32_t>(Proc::kGranted),
+                    arguments, options_.call_patience);
   if (!answer) {
     log::debug("GRANTED to {}: {}", where.address, answer.error().message());
     return delivered(block, nullptr);

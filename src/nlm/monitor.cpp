@@ -74,10 +74,9 @@ void Monitor::restart() {
     }
   }
   if (!options_.statd) return;
-  const auto answer =
-      outside_.call(statd_here(), kStatdProgram, kStatdVersion,
-                    static_cast<std::uint32_t>(StatdProc::kUnmonAll),
-                    encode_unmonitor_all_call(own_callback_name()), kPatience);
+  const auto answer = outside_.call(statd_here(), kStatdProgram, kStatdVersion,
+                                    static_cast<std::uint32_t>(StatdProc::kUnmonAll),
+                                    encode_unmonitor_all_call(own_callback_name()), kPatience);
   if (!answer) {
     log::warn(
         "rpc.statd does not answer on this machine ({}): clients get no locks until it runs "
@@ -116,10 +115,9 @@ Result<void> Monitor::ask(const std::string& address, const std::string& local,
                           const Secret& secret) {
   // Kept before it counts: dying in between tells one client too many.
   remember(address, local);
-  const auto answer =
-      outside_.call(statd_here(), kStatdProgram, kStatdVersion,
-                    static_cast<std::uint32_t>(StatdProc::kMon),
-                    encode_monitor_call(address, own_callback_name(), secret), kPatience);
+  const auto answer = outside_.call(
+      statd_here(), kStatdProgram, kStatdVersion, static_cast<std::uint32_t>(StatdProc::kMon),
+      encode_monitor_call(address, own_callback_name(), secret), kPatience);
   std::error_code error = answer.error();
   if (answer) {
     const auto taken = decode_monitor_answer(*answer);
@@ -192,10 +190,9 @@ void Monitor::unwatch(const std::string& address) noexcept {
     it->second.state = State::kAsking;
   }
   try {
-    const auto answer = outside_.call(statd_here(), kStatdProgram, kStatdVersion,
-                                      static_cast<std::uint32_t>(StatdProc::kUnmon),
-                                      encode_unmonitor_call(address, own_callback_name()),
-                                      kPatience);
+    const auto answer = outside_.call(
+        statd_here(), kStatdProgram, kStatdVersion, static_cast<std::uint32_t>(StatdProc::kUnmon),
+        encode_unmonitor_call(address, own_callback_name()), kPatience);
     if (!answer) {
       log::info("statd was not told that {} holds no lock any more: {}", address,
                 answer.error().message());
@@ -232,28 +229,26 @@ void Monitor::forget_all(const std::set<std::string>& holding) noexcept {
   }
   if (!options_.statd || all.empty()) return;
   try {
-    const auto answer =
-        outside_.call(statd_here(), kStatdProgram, kStatdVersion,
-                      static_cast<std::uint32_t>(StatdProc::kUnmonAll),
-                      encode_unmonitor_all_call(own_callback_name()), kPatience);
+    const auto answer = outside_.call(statd_here(), kStatdProgram, kStatdVersion,
+                                      static_cast<std::uint32_t>(StatdProc::kUnmonAll),
+                                      encode_unmonitor_all_call(own_callback_name()), kPatience);
     if (!answer) log::info("statd was not told that we end: {}", answer.error().message());
   } catch (...) {
     log::info("statd was not told that we end");
   }
 }
 
-// For the death of this process; of the machine's, statd tells the clients itself. So it need not be on
-// the disk.
+// For the death of this process; of the machine's, statd tells the clients itself. So it need not
+// be on the disk.
 void Monitor::remember(const std::string& address, const std::string& local) noexcept {
   if (options_.state_dir.empty()) return;
   try {
-    const UniqueFd file{::open(path(kWatched, address).c_str(),
-                               O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
+    const UniqueFd file{
+        ::open(path(kWatched, address).c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
     const std::string line = local + "\n";
     if (!file ||
         ::write(file.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size())) {
-      log::warn("{} cannot be remembered for the next start: {}", address,
-                last_errno().message());
+      log::warn("{} cannot be remembered for the next start: {}", address, last_errno().message());
     }
   } catch (...) {
     log::warn("out of memory: {} is not remembered for the next start", address);

@@ -1,5 +1,5 @@
-// Which clients restart: by the status monitor (rpc.statd) of this machine, which tells theirs about
-// us as well.
+// Which clients restart: by the status monitor (rpc.statd) of this machine, which tells theirs
+// about us as well.
 //
 // A client is monitored by its address, as lockd does (nsm_use_hostnames=0): statd then matches who
 // reboots by the address the word of it comes from. What is monitored is also kept as files in the

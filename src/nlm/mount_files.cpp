@@ -50,8 +50,7 @@ Result<MountFiles::MountPtr> MountFiles::open_mount(const std::string& mountpoin
   mount->fd = UniqueFd{::open(mountpoint.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
   struct stat st {};
   struct statvfs fs {};
-  if (!mount->fd || ::fstat(mount->fd.get(), &st) != 0 ||
-      ::fstatvfs(mount->fd.get(), &fs) != 0) {
+  if (!mount->fd || ::fstat(mount->fd.get(), &st) != 0 || ::fstatvfs(mount->fd.get(), &fs) != 0) {
     const std::error_code error = last_errno();
     if (complained_.due()) {
       log::warn("{} is not there: {}", log::printable(mountpoint), error.message());

@@ -49,7 +49,8 @@ Result<void> ready(int fd, short what, int timeout_ms) {
 
 std::uint32_t fresh_xid() {
   std::uint32_t xid = 0;
-  if (::getrandom(&xid, sizeof xid, 0) != sizeof xid) xid = static_cast<std::uint32_t>(monotonic_ns());
+  if (::getrandom(&xid, sizeof xid, 0) != sizeof xid)
+    xid = static_cast<std::uint32_t>(monotonic_ns());
   return xid;
 }
 
@@ -66,9 +67,8 @@ Result<UniqueFd> connected(const Endpoint& endpoint, const std::string& local, b
   if (own) std::memcpy(&source, own->data(), own->size());
   // statd listens to reserved ports only. Not by TCP, whose closed connections would use up the few
   // there are.
-  const bool reserved =
-      !tcp && ::geteuid() == 0 &&
-      ::bindresvport_sa(fd.get(), reinterpret_cast<sockaddr*>(&source)) == 0;
+  const bool reserved = !tcp && ::geteuid() == 0 &&
+                        ::bindresvport_sa(fd.get(), reinterpret_cast<sockaddr*>(&source)) == 0;
   if (!reserved && own && ::bind(fd.get(), own->data(), own->size()) != 0) return last_errno();
   if (::connect(fd.get(), endpoint.data(), endpoint.size()) == 0) return fd;
   if (errno != EINPROGRESS) return last_errno();
@@ -241,8 +241,8 @@ Result<std::uint16_t> NetOutside::port_of(const Where& where, std::uint32_t prog
   if (rpcbind->family() == AF_INET) {
     put_word(arguments, where.tcp ? IPPROTO_TCP : IPPROTO_UDP);
     put_word(arguments, 0);
-    const auto answer = call_at(*rpcbind, where.local, false, kRpcbindProgram, 2, kGetPort,
-                                arguments, patience);
+    const auto answer =
+        call_at(*rpcbind, where.local, false, kRpcbindProgram, 2, kGetPort, arguments, patience);
     if (!answer) return answer.error();
     std::string_view rest = *answer;
     const auto port = get_word(rest);

@@ -1,5 +1,5 @@
-// Calls that we make: to the lock manager and the status monitor of a client, to statd and rpcbind of
-// this machine.
+// Calls that we make: to the lock manager and the status monitor of a client, to statd and rpcbind
+// of this machine.
 #pragma once
 
 #include <chrono>

@@ -34,8 +34,8 @@ std::string encode(rpc_msg& message, std::string_view after) {
   std::string bytes(256 + 2 * MAX_AUTH_BYTES, '\0');
   XDR xdr;
   xdrmem_create(&xdr, bytes.data(), static_cast<u_int>(bytes.size()), XDR_ENCODE);
-  const bool_t ok = message.rm_direction == CALL ? xdr_callmsg(&xdr, &message)
-                                                 : xdr_replymsg(&xdr, &message);
+  const bool_t ok =
+      message.rm_direction == CALL ? xdr_callmsg(&xdr, &message) : xdr_replymsg(&xdr, &message);
   if (ok == FALSE) throw std::length_error{"an RPC envelope"};
   bytes.resize(xdr_getpos(&xdr));
   bytes.append(after);
@@ -166,8 +166,8 @@ std::string encode_call_as(std::uint32_t xid, std::uint32_t program, std::uint32
   XDR xdr;
   xdrmem_create(&xdr, place.data(), static_cast<u_int>(place.size()), XDR_ENCODE);
   if (xdr_authunix_parms(&xdr, &parms) == FALSE) throw std::length_error{"credentials"};
-  return encode_with(xid, program, version, procedure,
-                     {AUTH_SYS, place.data(), xdr_getpos(&xdr)}, arguments);
+  return encode_with(xid, program, version, procedure, {AUTH_SYS, place.data(), xdr_getpos(&xdr)},
+                     arguments);
 }
 
 std::optional<ReplyMessage> decode_reply(std::string_view message) {

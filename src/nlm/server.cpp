@@ -40,7 +40,8 @@ Endpoint destination(msghdr& message, const Endpoint& bound) {
       address.sin_family = AF_INET;
       address.sin_addr = info.ipi_addr;
       address.sin_port = htons(bound.port());
-      if (const auto found = Endpoint::from(reinterpret_cast<sockaddr*>(&address), sizeof address)) {
+      if (const auto found =
+              Endpoint::from(reinterpret_cast<sockaddr*>(&address), sizeof address)) {
         out = *found;
       }
     } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO) {
@@ -51,7 +52,8 @@ Endpoint destination(msghdr& message, const Endpoint& bound) {
       address.sin6_addr = info.ipi6_addr;
       address.sin6_port = htons(bound.port());
       if (IN6_IS_ADDR_LINKLOCAL(&info.ipi6_addr)) address.sin6_scope_id = info.ipi6_ifindex;
-      if (const auto found = Endpoint::from(reinterpret_cast<sockaddr*>(&address), sizeof address)) {
+      if (const auto found =
+              Endpoint::from(reinterpret_cast<sockaddr*>(&address), sizeof address)) {
         out = *found;
       }
     }
@@ -96,7 +98,7 @@ struct Server::Connection final : Watched {
   std::string in;      // received, not taken apart
   std::string record;  // fragments so far
   int fragments{};
-  std::string out;  // of an answer, not sent yet
+  std::string out;                     // of an answer, not sent yet
   std::atomic<std::int64_t> used{0};   // monotonic ns: when a record was complete last
   std::atomic<std::int64_t> since{0};  // when it began what it has not finished; 0: nothing
 
@@ -238,8 +240,7 @@ void Server::work() noexcept {
 bool Server::may_ask(Peer& peer) const {
   if (peer.only_statd) return peer.remote.loopback();
   const auto allows = [&](const Network& n) { return n.contains(peer.remote); };
-  if (options_.allow.empty() ||
-      std::any_of(options_.allow.begin(), options_.allow.end(), allows)) {
+  if (options_.allow.empty() || std::any_of(options_.allow.begin(), options_.allow.end(), allows)) {
     return true;
   }
   peer.only_statd = peer.remote.loopback();

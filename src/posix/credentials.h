@@ -74,8 +74,8 @@ template <class Call>
   return value;
 }
 
-// The same for a user of whom a request from the network tells all there is: he has these groups and
-// no capabilities (uid 0: the daemon's).
+// The same for a user of whom a request from the network tells all there is: he has these groups
+// and no capabilities (uid 0: the daemon's).
 template <class Call>
 [[nodiscard]] Result<long> as_user(uid_t uid, gid_t gid, const std::vector<gid_t>& groups,
                                    Call&& call) {

@@ -87,10 +87,10 @@ TEST(Launcher, TheCommandPrintsWhatFailed) {
 
 TEST(Launcher, ADaemonThatDiesWithoutAWordIsNamed) {
   EXPECT_EQ(run(true, [](Launcher&) { return 7; }).err,
-            "latchfs: the daemon ended before the mount answered: exit status 7\n");
+            "latchfs: the daemon ended before it answered: exit status 7\n");
   const Outcome killed = run(true, [](Launcher&) { return ::raise(SIGKILL); });
   EXPECT_EQ(killed.status, 1);
-  EXPECT_EQ(killed.err, "latchfs: the daemon ended before the mount answered: signal Killed\n");
+  EXPECT_EQ(killed.err, "latchfs: the daemon ended before it answered: signal Killed\n");
 }
 
 TEST(Launcher, InTheForegroundItIsTheSameProcess) {

@@ -1,0 +1,115 @@
+#include "nlm/registration.h"
+
+#include <fmt/core.h>
+#include <netconfig.h>
+#include <rpc/rpc.h>
+#include <rpc/rpcb_clnt.h>
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include "base/log.h"
+#include "nlm/protocol.h"
+
+namespace latchfs::nlm {
+namespace {
+
+struct FreeConfig {
+  void operator()(netconfig* config) const { ::freenetconfigent(config); }
+};
+using Config = std::unique_ptr<netconfig, FreeConfig>;
+
+Config config_of(const std::string& netid) { return Config{::getnetconfigent(netid.c_str())}; }
+
+}  // namespace
+
+// Of the program's version 4, by the machine's own socket, or its loopback address.
+Result<std::vector<Registration::Entry>> Registration::registered() {
+  for (const auto& [netid, host] : {std::pair{"local", "localhost"}, {"udp", "127.0.0.1"}}) {
+    const Config config = config_of(netid);
+    if (!config) continue;
+    // An empty list is no list, too: rpcbind always has itself.
+    rpcblist* const all = ::rpcb_getmaps(config.get(), host);
+    if (all == nullptr) continue;
+    std::vector<Entry> out;
+    for (const rpcblist* one = all; one != nullptr; one = one->rpcb_next) {
+      if (one->rpcb_map.r_prog == kNlmProgram && one->rpcb_map.r_vers == kNlmVersion) {
+        out.push_back({one->rpcb_map.r_netid, one->rpcb_map.r_addr});
+      }
+    }
+    ::xdr_free(reinterpret_cast<xdrproc_t>(::xdr_rpcblist_ptr),
+               const_cast<rpcblist**>(&std::as_const(all)));
+    return out;
+  }
+  return errno_code(ENOTCONN);
+}
+
+bool Registration::enter(const Entry& entry) {
+  const Config config = config_of(entry.netid);
+  if (!config) return false;
+  netbuf* const address = ::uaddr2taddr(config.get(), entry.address.c_str());
+  if (address == nullptr) return false;
+  const bool ok = ::rpcb_set(kNlmProgram, kNlmVersion, config.get(), address) != FALSE;
+  std::free(address->buf);
+  std::free(address);
+  return ok;
+}
+
+Result<Registration> Registration::take(const std::vector<std::string>& netids,
+                                        std::uint16_t port) {
+  auto before = registered();
+  if (!before) return before.error();
+  Registration out;
+  out.before_ = std::move(*before);
+  ::rpcb_unset(kNlmProgram, kNlmVersion, nullptr);
+  for (const std::string& netid : netids) {
+    const bool six = netid.ends_with('6');
+    const Entry entry{netid,
+                      fmt::format("{}.{}.{}", six ? "::" : "0.0.0.0", port / 256, port % 256)};
+    if (!enter(entry)) return errno_code(EPERM);  // (what was done is undone)
+    out.ours_.push_back(entry);
+  }
+  return out;
+}
+
+Registration::Registration(Registration&& other) noexcept
+    : before_{std::exchange(other.before_, {})}, ours_{std::exchange(other.ours_, {})} {}
+
+std::string Registration::before() const {
+  std::string out;
+  for (const Entry& entry : before_) {
+    out += fmt::format("{}{} {}", out.empty() ? "" : ", ", entry.netid, entry.address);
+  }
+  return out;
+}
+
+Registration::~Registration() {
+  if (ours_.empty() && before_.empty()) return;
+  try {
+    const auto now = registered();
+    if (!now) {
+      log::warn("rpcbind is not there: it does not learn that we end");
+      return;
+    }
+    const auto is_ours = [&](const Entry& entry) {
+      return std::find(ours_.begin(), ours_.end(), entry) != ours_.end();
+    };
+    if (!std::all_of(now->begin(), now->end(), is_ours)) {
+      log::info("somebody else is registered in our place by now, and stays");
+      return;
+    }
+    ::rpcb_unset(kNlmProgram, kNlmVersion, nullptr);
+    for (const Entry& entry : before_) {
+      if (!enter(entry)) {
+        log::warn("rpcbind does not take back what was registered before: {} {}", entry.netid,
+                  log::printable(entry.address));
+      }
+    }
+  } catch (const std::exception& e) {
+    log::error("rpcbind does not learn that we end: {}", e.what());
+  }
+}
+
+}  // namespace latchfs::nlm

@@ -1,0 +1,43 @@
+// Our place with this machine's rpcbind, which tells clients the port of a program.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "latchfs/result.h"
+
+namespace latchfs::nlm {
+
+// Takes the place of the kernel's lockd: program 100021, version 4 only (versions 1 and 3 are for
+// NFS version 2, which is none of ours). What was registered before is registered again at the end,
+// unless somebody else is there by then.
+//
+// Not thread-safe; it waits for rpcbind, up to a minute.
+class Registration {
+ public:
+  // netids: "udp", "tcp", "udp6", "tcp6". ENOTCONN: rpcbind does not answer; EPERM: it refuses.
+  static Result<Registration> take(const std::vector<std::string>& netids, std::uint16_t port);
+  Registration(Registration&& other) noexcept;
+  Registration& operator=(Registration&&) = delete;
+  Registration(const Registration&) = delete;
+  Registration& operator=(const Registration&) = delete;
+  ~Registration();
+
+  // What was there: "udp 0.0.0.0.3.4", ...
+  [[nodiscard]] std::string before() const;
+
+ private:
+  struct Entry {
+    std::string netid, address;
+    bool operator==(const Entry&) const = default;
+  };
+  Registration() = default;
+  static Result<std::vector<Entry>> registered();
+  static bool enter(const Entry& entry);
+
+  std::vector<Entry> before_;
+  std::vector<Entry> ours_;
+};
+
+}  // namespace latchfs::nlm

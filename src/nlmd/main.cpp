@@ -1,0 +1,213 @@
+// latchfs-nlm: reads the command line, joins the lock table, serves. Names the concrete store.
+#include <fcntl.h>
+#include <fmt/core.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/log.h"
+#include "base/mutex.h"
+#include "base/unique_fd.h"
+#include "daemon/launcher.h"
+#include "daemon/process_limits.h"
+#include "daemon/signals.h"
+#include "nlm/mount_files.h"
+#include "nlm/net_outside.h"
+#include "nlm/registration.h"
+#include "nlm/service.h"
+#include "nlmd/options.h"
+#include "store/shm/shm_store.h"
+
+namespace latchfs::nlmd {
+namespace {
+
+constexpr int kExitFailure = 1;
+constexpr int kExitUsage = 2;
+constexpr std::int64_t kSecond = 1'000'000'000;
+constexpr const char* kProgram = "latchfs-nlm";
+
+int refuse(int status, const std::string& message) {
+  std::fprintf(stderr, "%s: %s\n", kProgram, message.c_str());
+  return status;
+}
+
+// The state directory, ours alone as long as the descriptor lives.
+Result<UniqueFd> hold_state_dir(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) return error;
+  if (::chmod(path.c_str(), 0700) != 0) return last_errno();
+  UniqueFd held{::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  if (!held || ::flock(held.get(), LOCK_EX | LOCK_NB) != 0) return last_errno();
+  return held;
+}
+
+nlm::Service::Options service_options(const Options& o) {
+  nlm::Service::Options out;
+  bool loopback = false;
+  for (const std::string& address : o.listen) {
+    const auto endpoint = nlm::Endpoint::parse(address, 0);
+    // Which of several answers a call of statd's does not matter; that none does would.
+    loopback |= endpoint && endpoint->family() == AF_INET &&
+                (endpoint->any() || endpoint->address() == "127.0.0.1");
+    out.server.listen.push_back({address, false});
+  }
+  if (o.statd && !loopback) out.server.listen.push_back({"127.0.0.1", true});
+  out.server.port = o.port;
+  out.server.allow = o.allow;
+  out.dispatcher.root_squash = o.root_squash;
+  out.dispatcher.anonymous_uid = o.anonymous_uid;
+  out.dispatcher.anonymous_gid = o.anonymous_gid;
+  out.desk.grace_ns = o.grace * kSecond;
+  out.desk.grant_patience_ns = o.grant_patience * kSecond;
+  out.monitor.statd = o.statd;
+  out.monitor.state_dir = o.state_dir;
+  std::string name(256, '\0');
+  if (::gethostname(name.data(), name.size() - 1) != 0) name.clear();
+  out.monitor.own_name = name.c_str();
+  return out;
+}
+
+std::vector<std::string> netids(const Options& o) {
+  bool four = false;
+  bool six = false;
+  for (const std::string& address : o.listen) {
+    const auto endpoint = nlm::Endpoint::parse(address, 0);
+    (endpoint && endpoint->family() == AF_INET6 ? six : four) = true;
+  }
+  std::vector<std::string> out;
+  if (four) out = {"udp", "tcp"};
+  if (six) out.insert(out.end(), {"udp6", "tcp6"});
+  return out;
+}
+
+// Until one of the signals that end us.
+class Stop {
+ public:
+  void ask() EXCLUDES(mu_) {
+    const MutexLock hold{mu_};
+    asked_ = true;
+    changed_.notify_all();
+  }
+  void wait() EXCLUDES(mu_) {
+    const MutexLock hold{mu_};
+    while (!asked_) changed_.wait(mu_);
+  }
+
+ private:
+  Mutex mu_;
+  CondVar changed_;
+  bool asked_ GUARDED_BY(mu_){false};
+};
+
+// Everything after the fork. What it says before it serves goes through the launcher.
+int serve(const Options& o, daemon::Launcher& launcher) {
+  daemon::block_stop_signals();
+  const std::string target = !o.log.empty() ? o.log : o.foreground ? "stderr" : "syslog";
+  const auto fail = [&](const std::string& line) {
+    launcher.failed(line);
+    return kExitFailure;
+  };
+  if (const auto opened = log::open(target, o.log_level); !opened) {
+    return fail(fmt::format("log '{}': {}", target, opened.error().message()));
+  }
+  static_cast<void>(daemon::raise_open_files());
+  const auto state = hold_state_dir(o.state_dir);
+  if (!state) {
+    return fail(state.error() == errno_code(EWOULDBLOCK)
+                    ? fmt::format("another latchfs-nlm uses '{}'", o.state_dir)
+                    : fmt::format("'{}': {}", o.state_dir, state.error().message()));
+  }
+
+  // Destroyed in the opposite order: the service before the store, the store before its sink.
+  nlm::Waits waits;
+  ShmStore::Options store_options;
+  store_options.table = o.table;
+  store_options.source = kProgram;
+  if (o.max_locks_per_user) store_options.max_locks_per_user = *o.max_locks_per_user;
+  const auto store = ShmStore::attach(store_options, waits);
+  if (!store) {
+    return fail(fmt::format("lock table '{}': {}", o.table, store.error().message()));
+  }
+  nlm::MountFiles files{{o.exports, o.table, o.insecure_locks}};
+  nlm::NetOutside outside;
+  auto service = nlm::Service::open(service_options(o), **store, waits, files, outside);
+  if (!service) {
+    return fail(fmt::format("the sockets: {}", service.error().message()));
+  }
+  Stop stop;
+  const auto signals = daemon::StopSignals::watch([&](int sig) {
+    log::info("signal {}: ending", sig);
+    stop.ask();
+  });
+  if (!signals) return fail("signalfd: " + signals.error().message());
+
+  std::optional<nlm::Registration> registration;
+  if (o.take_lockds_place) {
+    auto taken = nlm::Registration::take(netids(o), (*service)->port());
+    if (!taken) {
+      return fail(
+          taken.error() == errno_code(ENOTCONN)
+              ? "rpcbind does not answer: is it running?"
+              : fmt::format("rpcbind does not let us register: {}", taken.error().message()));
+    }
+    registration.emplace(std::move(*taken));
+    if (const std::string before = registration->before(); !before.empty()) {
+      log::info("program {} version {} was registered before: {}", nlm::kNlmProgram,
+                nlm::kNlmVersion, log::printable(before));
+    }
+  }
+  (*service)->start();
+  log::info("serving at port {}, table {}, {} s of grace", (*service)->port(), o.table, o.grace);
+  if (o.foreground) {
+    // For whoever started us with port 0.
+    std::printf("port %u\n", static_cast<unsigned>((*service)->port()));
+    std::fflush(stdout);
+  }
+  if (launcher.ready()) stop.wait();
+  registration.reset();
+  (*service)->stop();
+  log::info("ended");
+  return EXIT_SUCCESS;
+}
+
+int run(const std::vector<std::string>& args) {
+  const Parsed parsed = parse_options(args);
+  if (std::holds_alternative<Help>(parsed)) {
+    std::fputs(usage_text().c_str(), stdout);
+    return EXIT_SUCCESS;
+  }
+  if (std::holds_alternative<Version>(parsed)) {
+    std::printf("%s %s\n", kProgram, LATCHFS_VERSION);
+    return EXIT_SUCCESS;
+  }
+  if (const auto* error = std::get_if<UsageError>(&parsed)) {
+    return refuse(kExitUsage, error->message + " (latchfs-nlm --help tells more)");
+  }
+  const Options& o = std::get<Options>(parsed);
+  auto launcher = daemon::Launcher::start(!o.foreground, kProgram);
+  if (!launcher) return refuse(kExitFailure, "cannot start: " + launcher.error().message());
+  return serve(o, *launcher);
+}
+
+}  // namespace
+}  // namespace latchfs::nlmd
+
+int main(int argc, char** argv) {
+  latchfs::daemon::hold_closed_streams();
+  try {
+    return latchfs::nlmd::run({argv + (argc > 0 ? 1 : 0), argv + argc});
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "latchfs-nlm: %s\n", e.what());
+    return 1;
+  }
+}
