@@ -20,9 +20,8 @@ class NlmLocks : public ::testing::TestWithParam<bool> {
   NlmClient client(const std::string& name) { return world.client(name, GetParam()); }
   NlmWorld world;
 };
-INSTANTIATE_TEST_SUITE_P(Transport, NlmLocks, ::testing::Bool(), [](const auto& one) {
-  return one.param ? "Tcp" : "Udp";
-});
+INSTANTIATE_TEST_SUITE_P(Transport, NlmLocks, ::testing::Bool(),
+                         [](const auto& one) { return one.param ? "Tcp" : "Udp"; });
 
 TEST_P(NlmLocks, NullAnswersNothing) {
   auto a = client("a");
@@ -256,10 +255,9 @@ TEST_P(NlmLocks, MessagesAreAnsweredByCallsOfTheirResults) {
   message(Proc::kGrantedMsg, Form::kTest, call);
   calls = world.outside.await(nlm::kNlmProgram, 5);
   ASSERT_EQ(calls.size(), 5U);
-  for (const auto& [i, procedure, status] :
-       {std::tuple{2U, Proc::kUnlockRes, Status::kGranted},
-        {3U, Proc::kCancelRes, Status::kDenied},
-        {4U, Proc::kGrantedRes, Status::kDenied}}) {
+  for (const auto& [i, procedure, status] : {std::tuple{2U, Proc::kUnlockRes, Status::kGranted},
+                                             {3U, Proc::kCancelRes, Status::kDenied},
+                                             {4U, Proc::kGrantedRes, Status::kDenied}}) {
     EXPECT_EQ(calls[i].procedure, static_cast<std::uint32_t>(procedure));
     answer = nlm::decode_answer(calls[i].arguments);
     ASSERT_TRUE(answer);

@@ -60,9 +60,9 @@ FakeOutside::Call FakeOutside::note(const nlm::Where& where, std::uint32_t progr
   return calls_.back();
 }
 
-Result<std::string> FakeOutside::call(const nlm::Where& where, std::uint32_t program,
-                                      std::uint32_t, std::uint32_t procedure,
-                                      std::string_view arguments, milliseconds) {
+Result<std::string> FakeOutside::call(const nlm::Where& where, std::uint32_t program, std::uint32_t,
+                                      std::uint32_t procedure, std::string_view arguments,
+                                      milliseconds) {
   Answer answer;
   {
     const std::lock_guard hold{mu_};
@@ -147,8 +147,8 @@ std::optional<std::string> NlmClient::receive(milliseconds patience) {
         return record;
       }
     }
-    const auto left = std::chrono::duration_cast<milliseconds>(
-        until - std::chrono::steady_clock::now());
+    const auto left =
+        std::chrono::duration_cast<milliseconds>(until - std::chrono::steady_clock::now());
     pollfd one{fd_.get(), POLLIN, 0};
     if (left.count() <= 0 || ::poll(&one, 1, static_cast<int>(left.count())) <= 0) {
       return std::nullopt;
@@ -176,8 +176,7 @@ std::optional<std::string> NlmClient::exchange(std::string_view message, millise
 
 std::string NlmClient::message(Proc procedure, std::string_view arguments) {
   return nlm::encode_call_as(++xid, nlm::kNlmProgram, nlm::kNlmVersion,
-                             static_cast<std::uint32_t>(procedure), options.credentials,
-                             arguments);
+                             static_cast<std::uint32_t>(procedure), options.credentials, arguments);
 }
 
 std::string NlmClient::call(Proc procedure, std::string_view arguments) {
@@ -204,28 +203,26 @@ nlm::LockCall NlmClient::request(std::uint64_t node, std::uint64_t offset, std::
   nlm::LockCall call;
   call.cookie = "cookie";
   call.exclusive = true;
-  call.what = {options.name, handle_of(node), std::to_string(svid) + "@" + options.name, svid,
-               offset, length};
+  call.what = {options.name, handle_of(node), std::to_string(svid) + "@" + options.name,
+               svid,         offset,          length};
   return call;
 }
 
 nlm::TestAnswer NlmClient::test(const nlm::LockCall& request) {
-  const auto answer = nlm::decode_test_answer(
-      call(Proc::kTest, nlm::encode_lock_call(nlm::Form::kTest, request)));
+  const auto answer =
+      nlm::decode_test_answer(call(Proc::kTest, nlm::encode_lock_call(nlm::Form::kTest, request)));
   if (!answer || answer->cookie != request.cookie) throw std::runtime_error{"a wrong answer"};
   return *answer;
 }
 
 Status NlmClient::ask(Proc procedure, nlm::Form form, const nlm::LockCall& request) {
-  const auto answer =
-      nlm::decode_answer(call(procedure, nlm::encode_lock_call(form, request)));
+  const auto answer = nlm::decode_answer(call(procedure, nlm::encode_lock_call(form, request)));
   if (!answer || answer->cookie != request.cookie) throw std::runtime_error{"a wrong answer"};
   return answer->status;
 }
 
 Status NlmClient::ask_share(Proc procedure, const nlm::ShareCall& request) {
-  const auto answer =
-      nlm::decode_share_answer(call(procedure, nlm::encode_share_call(request)));
+  const auto answer = nlm::decode_share_answer(call(procedure, nlm::encode_share_call(request)));
   if (!answer || answer->cookie != request.cookie) throw std::runtime_error{"a wrong answer"};
   return answer->status;
 }
@@ -238,6 +235,7 @@ nlm::Service::Options NlmWorld::quick() {
   out.desk.first_pause_ns = 20'000'000;
   out.desk.longest_pause_ns = 50'000'000;
   out.desk.grant_patience_ns = 60'000'000'000;
+  out.desk.idle_file_ns = 100'000'000;
   return out;
 }
 
@@ -278,10 +276,9 @@ std::vector<std::string> NlmWorld::grants(std::uint64_t node) {
   const auto page = store->list(query);
   if (!page) throw std::runtime_error{page.error().message()};
   for (const Grant& grant : page->grants) {
-    out.push_back((grant.mode == LockMode::kExclusive ? "EX " : "SH ") +
-                  std::to_string(grant.range.begin()) + " " +
-                  std::to_string(grant.range.size_or_zero()) + " " +
-                  std::to_string(grant.holder.pid));
+    out.push_back(
+        (grant.mode == LockMode::kExclusive ? "EX " : "SH ") + std::to_string(grant.range.begin()) +
+        " " + std::to_string(grant.range.size_or_zero()) + " " + std::to_string(grant.holder.pid));
   }
   return out;
 }

@@ -31,7 +31,7 @@ class FakeFiles final : public nlm::Files {
  public:
   static constexpr std::uint64_t kGone = 404;
   static constexpr std::uint64_t kDirectory = 405;
-  static constexpr std::uint64_t kAway = 406;   // its mount is not there
+  static constexpr std::uint64_t kAway = 406;  // its mount is not there
   static constexpr std::uint64_t kReadOnly = 407;
   static constexpr std::uint64_t kPrivate = 408;  // of kOwner alone
   static constexpr std::uint32_t kOwner = 1000;
@@ -121,7 +121,9 @@ class NlmClient {
   // A lock request with this client's name.
   [[nodiscard]] nlm::LockCall request(std::uint64_t node, std::uint64_t offset,
                                       std::uint64_t length, std::int32_t svid = 1) const;
-  nlm::Status lock(const nlm::LockCall& call) { return ask(nlm::Proc::kLock, nlm::Form::kLock, call); }
+  nlm::Status lock(const nlm::LockCall& call) {
+    return ask(nlm::Proc::kLock, nlm::Form::kLock, call);
+  }
   nlm::Status cancel(const nlm::LockCall& call) {
     return ask(nlm::Proc::kCancel, nlm::Form::kCancel, call);
   }
