@@ -166,7 +166,7 @@ instead of its lock manager. Returns when it answers; SIGTERM ends it.
   --no-statd                 lock without rpc.statd: nobody notices that a
                              client restarts, its locks stay
   --state-dir=DIR            who holds locks, for the next start
-                             (/var/lib/latchfs/nlm)
+                             (/var/lib/latchfs-nlm)
   --no-root-squash           root of a client is root here
   --anon-uid=UID --anon-gid=GID   who root and unknown users are (65534)
   --insecure-locks           lock files also for users who may not read them, as

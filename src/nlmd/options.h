@@ -24,7 +24,7 @@ struct Options {
   std::uint32_t grant_patience{120};  // seconds
   bool take_lockds_place{};
   bool statd{true};
-  std::string state_dir{"/var/lib/latchfs/nlm"};
+  std::string state_dir{"/var/lib/latchfs-nlm"};
   bool root_squash{true};
   std::uint32_t anonymous_uid{65534};
   std::uint32_t anonymous_gid{65534};

@@ -240,10 +240,18 @@ TEST(NlmRestart, WhoCannotBeToldIsToldLater) {
   std::filesystem::create_directories(state.path() + "/notify");
   std::ofstream{state.path() + "/notify/127.0.0.3"} << "127.0.0.1\n";
   std::ofstream{state.path() + "/notify/no address"} << "127.0.0.1\n";
-  NlmWorld world{options};
-  EXPECT_TRUE(NlmWorld::await([&] { return statd_calls(world, StatdProc::kNotify).size() == 1; }));
+  std::atomic<int> tries{0};
+  FakeOutside outside;
+  outside.answer_by([&](const FakeOutside::Call& call) -> Result<std::string> {
+    if (call.procedure == static_cast<std::uint32_t>(StatdProc::kNotify) && ++tries == 1) {
+      return errno_code(ETIMEDOUT);
+    }
+    return FakeOutside::granted_answer(call);
+  });
+  const NlmWorld world{options, &outside};
   EXPECT_TRUE(NlmWorld::await(
       [&] { return !std::filesystem::exists(state.path() + "/notify/127.0.0.3"); }));
+  EXPECT_EQ(tries, 2);
 }
 
 // What one has against what the next one asks for: denied where either denies what the other does.
