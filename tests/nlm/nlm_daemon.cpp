@@ -10,6 +10,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
@@ -75,6 +76,17 @@ std::string NlmDaemon::log() const {
   std::ostringstream out;
   out << std::ifstream{place_.path() + "/log"}.rdbuf();
   return out.str();
+}
+
+std::size_t NlmDaemon::opens_below(const std::string& directory) const {
+  std::size_t count = 0;
+  std::error_code error;
+  const std::filesystem::path fds = "/proc/" + std::to_string(pid_) + "/fd";
+  for (const auto& entry : std::filesystem::directory_iterator{fds, error}) {
+    const std::string target = std::filesystem::read_symlink(entry.path(), error).string();
+    count += target.rfind(directory, 0) == 0 ? 1 : 0;
+  }
+  return count;
 }
 
 int NlmDaemon::end(int signal) {

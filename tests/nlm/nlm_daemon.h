@@ -23,6 +23,8 @@ class NlmDaemon {
 
   [[nodiscard]] std::uint16_t port() const { return port_; }
   [[nodiscard]] std::string log() const;
+  // How many of its descriptors are on files below the directory.
+  [[nodiscard]] std::size_t opens_below(const std::string& directory) const;
   // SIGKILL, and waits until it is dead.
   void kill();
   // SIGTERM; its exit status, or -1 where it died otherwise.

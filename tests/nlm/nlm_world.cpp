@@ -105,9 +105,10 @@ std::vector<FakeOutside::Call> FakeOutside::await(std::uint32_t program, std::si
 }
 
 NlmClient::NlmClient(std::uint16_t port, Options its_options) : options{std::move(its_options)} {
-  const auto to = nlm::Endpoint::parse("127.0.0.1", port);
+  const auto to = nlm::Endpoint::parse(options.host, port);
   const auto from = nlm::Endpoint::parse(options.address, 0);
-  fd_ = UniqueFd{::socket(AF_INET, (options.tcp ? SOCK_STREAM : SOCK_DGRAM) | SOCK_CLOEXEC, 0)};
+  fd_ = UniqueFd{::socket(to ? to->family() : AF_INET,
+                          (options.tcp ? SOCK_STREAM : SOCK_DGRAM) | SOCK_CLOEXEC, 0)};
   if (!to || !from || !fd_ || ::bind(fd_.get(), from->data(), from->size()) != 0 ||
       ::connect(fd_.get(), to->data(), to->size()) != 0) {
     throw std::runtime_error{"cannot connect to the service: " + last_errno().message()};

@@ -99,8 +99,9 @@ class NlmClient {
   struct Options {
     std::string name{"client"};
     bool tcp{};
-    std::string address{"127.0.0.1"};
+    std::string address{"127.0.0.1"};  // its own
     nlm::Credentials credentials{true, 1000, 1000, {}};
+    std::string host{"127.0.0.1"};  // whom it asks
   };
   NlmClient(std::uint16_t port, Options options);
 
