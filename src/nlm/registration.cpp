@@ -4,8 +4,10 @@
 #include <netconfig.h>
 #include <rpc/rpc.h>
 #include <rpc/rpcb_clnt.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <fstream>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -57,25 +59,58 @@ bool Registration::enter(const Entry& entry) {
   return ok;
 }
 
-Result<Registration> Registration::take(const std::vector<std::string>& netids,
-                                        std::uint16_t port) {
-  auto before = registered();
-  if (!before) return before.error();
+// Lines "ours|before NETID ADDRESS".
+void Registration::remember() const {
+  std::ofstream out{memory_, std::ios::trunc};
+  for (const Entry& entry : ours_) out << "ours " << entry.netid << ' ' << entry.address << '\n';
+  for (const Entry& entry : before_) {
+    out << "before " << entry.netid << ' ' << entry.address << '\n';
+  }
+  if (!out.flush()) log::warn("{} cannot be written", log::printable(memory_));
+}
+
+std::optional<std::vector<Registration::Entry>> Registration::remembered(
+    const std::string& memory, const std::vector<Entry>& now) {
+  std::ifstream in{memory};
+  std::vector<Entry> ours;
+  std::vector<Entry> before;
+  std::string what;
+  for (Entry entry; in >> what >> entry.netid >> entry.address;) {
+    (what == "ours" ? ours : before).push_back(entry);
+  }
+  const bool its_own = std::all_of(now.begin(), now.end(), [&](const Entry& entry) {
+    return std::find(ours.begin(), ours.end(), entry) != ours.end();
+  });
+  if (now.empty() || !its_own) return std::nullopt;
+  return before;
+}
+
+Result<Registration> Registration::take(const std::vector<std::string>& netids, std::uint16_t port,
+                                        std::string memory) {
+  auto now = registered();
+  if (!now) return now.error();
   Registration out;
-  out.before_ = std::move(*before);
-  ::rpcb_unset(kNlmProgram, kNlmVersion, nullptr);
+  out.memory_ = std::move(memory);
+  auto earlier = remembered(out.memory_, *now);
+  out.before_ = earlier ? std::move(*earlier) : std::move(*now);
+  // Remembered before it is done: dying in between, nothing of ours is found, and what is found
+  // counts.
   for (const std::string& netid : netids) {
-    const bool six = netid.ends_with('6');
-    const Entry entry{netid,
-                      fmt::format("{}.{}.{}", six ? "::" : "0.0.0.0", port / 256, port % 256)};
+    const char* const any = netid.ends_with('6') ? "::" : "0.0.0.0";
+    out.ours_.push_back({netid, fmt::format("{}.{}.{}", any, port / 256, port % 256)});
+  }
+  out.remember();
+  ::rpcb_unset(kNlmProgram, kNlmVersion, nullptr);
+  for (const Entry& entry : out.ours_) {
     if (!enter(entry)) return errno_code(EPERM);  // (what was done is undone)
-    out.ours_.push_back(entry);
   }
   return out;
 }
 
 Registration::Registration(Registration&& other) noexcept
-    : before_{std::exchange(other.before_, {})}, ours_{std::exchange(other.ours_, {})} {}
+    : memory_{std::move(other.memory_)},
+      before_{std::exchange(other.before_, {})},
+      ours_{std::exchange(other.ours_, {})} {}
 
 std::string Registration::before() const {
   std::string out;
@@ -107,6 +142,7 @@ Registration::~Registration() {
                   log::printable(entry.address));
       }
     }
+    ::unlink(memory_.c_str());
   } catch (const std::exception& e) {
     log::error("rpcbind does not learn that we end: {}", e.what());
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,8 +17,11 @@ namespace latchfs::nlm {
 // Not thread-safe; it waits for rpcbind, up to a minute.
 class Registration {
  public:
-  // netids: "udp", "tcp", "udp6", "tcp6". ENOTCONN: rpcbind does not answer; EPERM: it refuses.
-  static Result<Registration> take(const std::vector<std::string>& netids, std::uint16_t port);
+  // netids: "udp", "tcp", "udp6", "tcp6". memory: a file that says what was there before, so that a
+  // run that dies does not pass for what was before to the next one. ENOTCONN: rpcbind does not
+  // answer; EPERM: it refuses.
+  static Result<Registration> take(const std::vector<std::string>& netids, std::uint16_t port,
+                                   std::string memory);
   Registration(Registration&& other) noexcept;
   Registration& operator=(Registration&&) = delete;
   Registration(const Registration&) = delete;
@@ -35,7 +39,12 @@ class Registration {
   Registration() = default;
   static Result<std::vector<Entry>> registered();
   static bool enter(const Entry& entry);
+  void remember() const;
+  // What an earlier run remembered, if all of `now` is that run's.
+  static std::optional<std::vector<Entry>> remembered(const std::string& memory,
+                                                      const std::vector<Entry>& now);
 
+  std::string memory_;
   std::vector<Entry> before_;
   std::vector<Entry> ours_;
 };

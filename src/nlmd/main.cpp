@@ -153,7 +153,8 @@ int serve(const Options& o, daemon::Launcher& launcher) {
 
   std::optional<nlm::Registration> registration;
   if (o.take_lockds_place) {
-    auto taken = nlm::Registration::take(netids(o), (*service)->port());
+    auto taken =
+        nlm::Registration::take(netids(o), (*service)->port(), o.state_dir + "/registered");
     if (!taken) {
       return fail(
           taken.error() == errno_code(ENOTCONN)
