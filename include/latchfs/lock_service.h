@@ -1,4 +1,4 @@
-// THE seam: edges (FUSE, the control tree, later NLM) stand above it, stores below.
+// THE seam: edges (FUSE, the control tree, NLM) stand above it, stores below.
 //
 // Every method is thread-safe, takes bounded time (never waits for a lock to come free) and
 // never calls a GrantSink while holding a lock of its own. Errors: ENOLCK (table full or the
