@@ -11,8 +11,11 @@ Hosts::Hosts(Options options, LockService& locks, Monitor& monitor, Outcalls& ou
     : options_{options}, locks_{locks}, monitor_{monitor}, outcalls_{outcalls} {}
 
 Hosts::~Hosts() {
+  // Who holds locks keeps its name until the locks go, with the lock service.
   const MutexLock hold{mu_};
-  for (const auto& [key, known] : hosts_) locks_.leave_client(known.host->client);
+  for (const auto& [key, known] : hosts_) {
+    if (known.host->interest == 0) locks_.leave_client(known.host->client);
+  }
 }
 
 std::vector<Hosts::Known> Hosts::take_idle_locked(std::int64_t before, std::size_t most) {

@@ -40,15 +40,19 @@ void LockDesk::wait_ended(const Waits::Event& event) {
     const MutexLock hold{file.mu};
     if (block->state != Block::State::kWaiting) return;
     if (event.err != 0) {
-      // NLM has no word for that. The client, which asks again every now and then, learns it then.
-      log::info("a wait of {} ended: {}", log::printable(block->host->name),
-                errno_code(event.err).message());
-      return remove_locked(file, block);
+      remove_locked(file, block);
+    } else {
+      hold_locked(file, block->host, block->owner, block->range);
+      block->state = Block::State::kGranted;
+      block->granted_at = monotonic_ns();
+      block->pause = options_.first_pause_ns;
     }
-    hold_locked(file, block->host, block->owner, block->range);
-    block->state = Block::State::kGranted;
-    block->granted_at = monotonic_ns();
-    block->pause = options_.first_pause_ns;
+  }
+  if (event.err != 0) {
+    // NLM has no word for that. The client, which asks again every now and then, learns it then.
+    log::info("a wait of {} ended: {}", log::printable(block->host->name),
+              errno_code(event.err).message());
+    return;
   }
   deliver_at(0, block);
 }
@@ -135,12 +139,14 @@ void LockDesk::delivered(const BlockPtr& block, const Status* answer) {
 }
 
 void LockDesk::take_back(const BlockPtr& block, const char* why) {
-  File& file = *block->file;
-  const MutexLock hold{file.mu};
-  if (block->state != Block::State::kGranted) return;
+  {
+    File& file = *block->file;
+    const MutexLock hold{file.mu};
+    if (block->state != Block::State::kGranted) return;
+    undo_locked(file, block);
+  }
   log::info("a lock granted to {} ({}) is given back: {}", log::printable(block->host->name),
             block->host->address, why);
-  undo_locked(file, block);
 }
 
 void LockDesk::granted_answer(const Answer& answer, const Source& from) {

@@ -40,14 +40,20 @@ int refuse(int status, const std::string& message) {
   return status;
 }
 
-// The state directory, ours alone as long as the descriptor lives.
-Result<UniqueFd> hold_state_dir(const std::string& path) {
+// The state directory, ours alone as long as the descriptor lives. EPERM: others can write to it;
+// EWOULDBLOCK: somebody has it.
+Result<UniqueFd> hold_state_dir(const std::filesystem::path& path) {
   std::error_code error;
-  std::filesystem::create_directories(path, error);
+  std::filesystem::create_directories(path.parent_path(), error);
   if (error) return error;
-  if (::chmod(path.c_str(), 0700) != 0) return last_errno();
+  if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return last_errno();
   UniqueFd held{::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
-  if (!held || ::flock(held.get(), LOCK_EX | LOCK_NB) != 0) return last_errno();
+  struct stat st {};
+  if (!held || ::fstat(held.get(), &st) != 0) return last_errno();
+  if (st.st_uid != ::geteuid() || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
+    return errno_code(EPERM);
+  }
+  if (::flock(held.get(), LOCK_EX | LOCK_NB) != 0) return last_errno();
   return held;
 }
 
@@ -167,7 +173,11 @@ int serve(const Options& o, daemon::Launcher& launcher) {
                 nlm::kNlmVersion, log::printable(before));
     }
   }
-  (*service)->start();
+  try {
+    (*service)->start();
+  } catch (const std::exception& e) {
+    return fail(e.what());
+  }
   log::info("serving at port {}, table {}, {} s of grace", (*service)->port(), o.table, o.grace);
   if (o.foreground) {
     // For whoever started us with port 0.
@@ -195,6 +205,9 @@ int run(const std::vector<std::string>& args) {
     return refuse(kExitUsage, error->message + " (latchfs-nlm --help tells more)");
   }
   const Options& o = std::get<Options>(parsed);
+  if (::geteuid() != 0) {
+    return refuse(kExitFailure, "must run as root: it opens files by handle, as their users");
+  }
   auto launcher = daemon::Launcher::start(!o.foreground, kProgram);
   if (!launcher) return refuse(kExitFailure, "cannot start: " + launcher.error().message());
   return serve(o, *launcher);
