@@ -93,14 +93,11 @@ nlm4_what wire(const What& w) {
 }
 
 // Any number but those of the protocol is a failure to whoever asked.
-Status value(nlm4_status status) {
-  const auto number = static_cast<std::uint32_t>(status);
+Status status_of(std::uint32_t number) {
   return number <= static_cast<std::uint32_t>(Status::kFailed) ? static_cast<Status>(number)
                                                                : Status::kFailed;
 }
-nlm4_status wire(Status status) {
-  return static_cast<nlm4_status>(static_cast<std::uint32_t>(status));
-}
+std::uint32_t number_of(Status status) { return static_cast<std::uint32_t>(status); }
 
 sm_callback callback(const std::string& caller) {
   sm_callback out{};
@@ -181,11 +178,11 @@ std::string encode_lock_call(Form form, const LockCall& call) {
 std::optional<Answer> decode_answer(std::string_view bytes) {
   const Decoded<nlm4_answer> in{bytes, xdr_nlm4_answer};
   if (!in) return std::nullopt;
-  return Answer{text(in->cookie), value(in->status)};
+  return Answer{text(in->cookie), status_of(in->status)};
 }
 
 std::string encode_answer(const Answer& answer) {
-  nlm4_answer out{wire(answer.cookie), wire(answer.status)};
+  nlm4_answer out{wire(answer.cookie), number_of(answer.status)};
   return encoded(out, xdr_nlm4_answer);
 }
 
@@ -194,7 +191,7 @@ std::optional<TestAnswer> decode_test_answer(std::string_view bytes) {
   if (!in) return std::nullopt;
   TestAnswer out;
   out.cookie = text(in->cookie);
-  out.status = value(in->result.status);
+  out.status = status_of(in->result.status);
   if (out.status == Status::kDenied) {
     const nlm4_holder& holder = in->result.nlm4_test_result_u.holder;
     out.holder = {holder.exclusive != FALSE, holder.svid, text(holder.owner), holder.offset,
@@ -206,7 +203,7 @@ std::optional<TestAnswer> decode_test_answer(std::string_view bytes) {
 std::string encode_test_answer(const TestAnswer& answer) {
   nlm4_test_answer out{};
   out.cookie = wire(answer.cookie);
-  out.result.status = wire(answer.status);
+  out.result.status = number_of(answer.status);
   if (answer.status == Status::kDenied) {
     const Holder4& holder = answer.holder;
     out.result.nlm4_test_result_u.holder = {holder.exclusive, holder.svid, wire(holder.owner),
@@ -223,11 +220,11 @@ std::optional<ShareCall> decode_share_call(std::string_view bytes) {
   out.caller = text(in->caller);
   out.handle = text(in->handle);
   out.owner = text(in->owner);
-  out.deny = static_cast<std::uint32_t>(in->deny);
-  out.access = static_cast<std::uint32_t>(in->access);
+  out.deny = in->deny;
+  out.access = in->access;
   out.reclaim = in->reclaim != FALSE;
-  // An enumeration's number is any number to rpcgen's routines.
-  if (out.deny > NLM4_DENY_BOTH || out.access > NLM4_ACCESS_BOTH) return std::nullopt;
+  constexpr std::uint32_t kReadingAndWriting = 3;
+  if (out.deny > kReadingAndWriting || out.access > kReadingAndWriting) return std::nullopt;
   return out;
 }
 
@@ -237,8 +234,8 @@ std::string encode_share_call(const ShareCall& call) {
   out.caller = wire_text(call.caller);
   out.handle = wire(call.handle);
   out.owner = wire(call.owner);
-  out.deny = static_cast<nlm4_share_deny>(call.deny);
-  out.access = static_cast<nlm4_share_access>(call.access);
+  out.deny = call.deny;
+  out.access = call.access;
   out.reclaim = call.reclaim;
   return encoded(out, xdr_nlm4_share_call);
 }
@@ -246,11 +243,11 @@ std::string encode_share_call(const ShareCall& call) {
 std::optional<ShareAnswer> decode_share_answer(std::string_view bytes) {
   const Decoded<nlm4_share_answer> in{bytes, xdr_nlm4_share_answer};
   if (!in) return std::nullopt;
-  return ShareAnswer{text(in->cookie), value(in->status), in->sequence};
+  return ShareAnswer{text(in->cookie), status_of(in->status), in->sequence};
 }
 
 std::string encode_share_answer(const ShareAnswer& answer) {
-  nlm4_share_answer out{wire(answer.cookie), wire(answer.status), answer.sequence};
+  nlm4_share_answer out{wire(answer.cookie), number_of(answer.status), answer.sequence};
   return encoded(out, xdr_nlm4_share_answer);
 }
 

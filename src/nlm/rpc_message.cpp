@@ -3,6 +3,7 @@
 #include <rpc/rpc.h>
 
 #include <array>
+#include <cstring>
 #include <stdexcept>
 
 namespace latchfs::nlm {
@@ -185,7 +186,9 @@ std::optional<ReplyMessage> decode_reply(std::string_view message) {
   out.xid = word(message, 0);
   out.denied = reply.rm_reply.rp_stat != MSG_ACCEPTED;
   if (!out.denied) {
-    out.accept = static_cast<Accept>(static_cast<std::uint32_t>(reply.acpted_rply.ar_stat));
+    // Any number may have come: the enumeration's place is read as what it is to the wire.
+    static_assert(sizeof reply.acpted_rply.ar_stat == sizeof out.accept);
+    std::memcpy(&out.accept, &reply.acpted_rply.ar_stat, sizeof out.accept);
     if (out.accept == Accept::kSuccess) {
       out.results = message.substr(std::min<std::size_t>(xdr_getpos(&xdr), message.size()));
     }

@@ -190,6 +190,63 @@ TEST(NlmCodec, EveryFieldComesBack) {
   EXPECT_THROW(static_cast<void>(nlm::encode_lock_call(Form::kLock, call)), std::length_error);
 }
 
+// What may come from the network, changed by chance: read, or refused, and never what cannot be.
+TEST(NlmCodec, BytesOfChanceAreReadOrRefused) {
+  nlm::LockCall call;
+  call.cookie = "cookie";
+  call.what = {"caller", handle_of(1), "owner", 1, 0, 0};
+  const std::string reply = nlm::encode_reply(1, nlm::Accept::kSuccess, "results");
+  const std::vector<std::string> originals{
+      nlm::encode_lock_call(Form::kLock, call),
+      nlm::encode_answer({"c", nlm::Status::kGranted}),
+      nlm::encode_test_answer({"c", nlm::Status::kDenied, {true, 1, "o", 2, 3}}),
+      nlm::encode_share_call({"c", "a", "h", "o", 1, 2, false}),
+      nlm::encode_share_answer({"c", nlm::Status::kGranted, 0}),
+      nlm::encode_status_call({"name", 1, {}}),
+      nlm::encode_free_call({"name", 1}),
+      std::string(8, '\0'),
+      reply,
+      nlm::encode_reply(1, nlm::Accept::kProgramMismatch, "", 4),
+      nlm::encode_call_as(1, 2, 3, 4, {true, 5, 6, {7, 8}}, "arguments")};
+  for (const std::uint64_t seed : seeds({1})) {
+    SCOPED_TRACE("seed=" + std::to_string(seed));
+    std::mt19937_64 random{seed};
+    for (int i = 0; i < 20'000; ++i) {
+      std::string bytes = originals[random() % originals.size()];
+      for (std::size_t n = random() % 4; n > 0; --n) {
+        bytes[random() % bytes.size()] =
+            static_cast<char>(random() % 3 == 0 ? random() : random() % 8);
+      }
+      if (random() % 4 == 0) bytes.resize(random() % (bytes.size() + 8));
+      for (const Form form : {Form::kLock, Form::kTest, Form::kCancel, Form::kUnlock}) {
+        if (const auto got = nlm::decode_lock_call(form, bytes)) {
+          ASSERT_LE(got->what.owner.size(), 1024U);
+          ASSERT_TRUE(nlm::decode_lock_call(form, nlm::encode_lock_call(form, *got)));
+        }
+      }
+      if (const auto got = nlm::decode_answer(bytes)) {
+        ASSERT_LE(got->status, nlm::Status::kFailed);
+      }
+      if (const auto got = nlm::decode_test_answer(bytes)) {
+        ASSERT_LE(got->status, nlm::Status::kFailed);
+      }
+      if (const auto got = nlm::decode_share_call(bytes)) {
+        ASSERT_LE(got->deny, 3U);
+        ASSERT_LE(got->access, 3U);
+      }
+      static_cast<void>(nlm::decode_share_answer(bytes));
+      static_cast<void>(nlm::decode_status_call(bytes));
+      static_cast<void>(nlm::decode_free_call(bytes));
+      static_cast<void>(nlm::decode_monitor_answer(bytes));
+      static_cast<void>(nlm::decode_reply(bytes));
+      const auto decoded = nlm::decode_call(bytes);
+      if (const auto* got = std::get_if<nlm::CallMessage>(&decoded)) {
+        ASSERT_LE(got->credentials.groups.size(), 16U);
+      }
+    }
+  }
+}
+
 TEST(NlmDuplicates, AnswersAreKeptForAWhileAndSoMany) {
   Duplicates some{3, 3'600'000'000'000};
   Duplicates::Said said;
