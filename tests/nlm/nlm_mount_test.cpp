@@ -5,13 +5,17 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <csignal>
+#include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <thread>
 
 #include "nlm_daemon.h"
 #include "nlm_world.h"
+#include "nlmd/options.h"
 
 namespace latchfs::test {
 namespace {
@@ -272,6 +276,86 @@ TEST_F(NlmMount, WithoutLocksItHoldsUpNoUnmount) {
   ASSERT_EQ(c.unlock(call), Status::kGranted);
   EXPECT_TRUE(NlmWorld::await([&] { return nlm.opens_below(mount.mount()) == 0; }));
   EXPECT_TRUE(mount.unmount());
+}
+
+// The command as a shell sees it: what it prints, and its exit status (128 and more: a signal).
+struct Outcome {
+  int status{};
+  std::string text;
+};
+Outcome command(const std::string& arguments) {
+  const std::string line = std::string{std::getenv("LATCHFS_NLM_BIN")} + " " + arguments + " 2>&1";
+  Outcome out;
+  FILE* const pipe = ::popen(line.c_str(), "re");
+  if (pipe == nullptr) return {-1, "popen"};
+  std::array<char, 4096> buffer{};
+  while (const std::size_t n = std::fread(buffer.data(), 1, buffer.size(), pipe)) {
+    out.text.append(buffer.data(), n);
+  }
+  const int status = ::pclose(pipe);
+  out.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return out;
+}
+
+// Ends what runs with a directory of ours on its command line, whatever became of the test.
+struct EndOfDaemons {
+  std::string directory;
+  ~EndOfDaemons() {
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator{"/proc", error}) {
+      const std::string name = entry.path().filename().string();
+      if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+      std::string words;
+      std::getline(std::ifstream{entry.path() / "cmdline"}, words);
+      if (words.find(directory) != std::string::npos) {
+        ::kill(static_cast<pid_t>(std::stoi(name)), SIGKILL);
+      }
+    }
+  }
+};
+
+TEST_F(NlmMount, TheCommandReturnsWhenItServesAndSaysWhyItDoesNot) {
+  const TempDir place;
+  const EndOfDaemons end{"--state-dir=" + place.path()};
+  const std::string common =
+      "--table=" + mount.table() + " --export=1=" + mount.mount() +
+      " --listen=127.0.0.1 --no-statd --grace=0 --state-dir=" + place.path() +
+      "/state --log=" + place.path() + "/log ";
+  Outcome out = command(common + "--port=" + std::to_string(nlm.port()));
+  EXPECT_EQ(out.status, 1);
+  EXPECT_EQ(out.text, "latchfs-nlm: the sockets: Address already in use\n");
+  out = command("--export=1=/x");
+  EXPECT_EQ(out.status, 2);
+  EXPECT_NE(out.text.find("no --listen=ADDRESS"), std::string::npos) << out.text;
+  out = command("--help");
+  EXPECT_EQ(out.status, 0);
+  EXPECT_EQ(out.text, nlmd::usage_text());
+  EXPECT_EQ(command("--version").status, 0);
+
+  // In the background: it serves when the command returns. (Its port: of the log.)
+  out = command(common);
+  EXPECT_EQ(out.status, 0) << out.text;
+  EXPECT_EQ(out.text, "");
+  std::string line;
+  std::getline(std::ifstream{place.path() + "/log"}, line);
+  unsigned pid = 0;
+  unsigned port = 0;
+  ASSERT_EQ(std::sscanf(line.c_str(), "%*s [%u] info: serving at port %u", &pid, &port), 2) << line;
+  NlmClient c{static_cast<std::uint16_t>(port), {"c"}};
+  EXPECT_EQ(c.lock(request(c, make("file"), 0, 0)), Status::kGranted);
+  // A second one with its state.
+  out = command(common);
+  EXPECT_EQ(out.status, 1);
+  EXPECT_NE(out.text.find("another latchfs-nlm uses"), std::string::npos) << out.text;
+  ASSERT_EQ(::kill(static_cast<pid_t>(pid), SIGTERM), 0);
+  EXPECT_TRUE(NlmWorld::await([&] { return grants().empty(); }));
+  EXPECT_TRUE(NlmWorld::await(
+      [&] { return ::access(("/proc/" + std::to_string(pid) + "/fd/0").c_str(), F_OK) != 0; }));
+  // A state directory that others can write to.
+  ASSERT_EQ(::chmod((place.path() + "/state").c_str(), 0777), 0);
+  out = command(common);
+  EXPECT_EQ(out.status, 1);
+  EXPECT_NE(out.text.find("not permitted"), std::string::npos) << out.text;
 }
 
 }  // namespace
