@@ -194,8 +194,10 @@ Result<void> Server::bind_one(const Listen& listen, bool tcp, std::uint16_t port
 
 Result<void> Server::watch(Watched& what, std::uint32_t events, bool first) noexcept {
   epoll_event event{events | EPOLLONESHOT, {&what}};
-  if (::epoll_ctl(epoll_.get(), first ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, what.fd.get(), &event) !=
-      0) {
+  const int fd = what.fd.get();
+  what.turns.fetch_add(1, std::memory_order_release);
+  // From here on it is somebody else's.
+  if (::epoll_ctl(epoll_.get(), first ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &event) != 0) {
     return last_errno();
   }
   return {};
@@ -217,7 +219,7 @@ void Server::stop() noexcept {
   for (std::thread& thread : threads_) {
     if (thread.joinable()) thread.join();
   }
-  std::map<Connection*, ConnectionPtr> gone;
+  std::map<Watched*, ConnectionPtr> gone;
   const MutexLock hold{mu_};
   gone.swap(connections_);
 }
@@ -227,14 +229,22 @@ void Server::work() noexcept {
     epoll_event event{};
     if (::epoll_wait(epoll_.get(), &event, 1, -1) != 1 || event.data.ptr == nullptr) continue;
     auto* const what = static_cast<Watched*>(event.data.ptr);
-    if (auto* const connection = dynamic_cast<Connection*>(what)) {
+    // Kept until this thread is out of the call that passed it on: nobody closes it before.
+    if (const ConnectionPtr connection = connection_at(what)) {
+      static_cast<void>(connection->turns.load(std::memory_order_acquire));
       if (!serve_connection(*connection)) forget(*connection);
-    } else if (auto* const socket = dynamic_cast<Socket*>(what); socket->tcp) {
+    } else if (auto* const socket = static_cast<Socket*>(what); socket->tcp) {
       accept_some(*socket);
     } else {
       serve_datagram(*socket);
     }
   }
+}
+
+Server::ConnectionPtr Server::connection_at(Watched* what) noexcept {
+  const MutexLock hold{mu_};
+  const auto it = connections_.find(what);
+  return it == connections_.end() ? nullptr : it->second;
 }
 
 bool Server::may_ask(Peer& peer) const {

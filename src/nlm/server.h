@@ -69,12 +69,16 @@ class Server {
   struct Watched {
     virtual ~Watched() = default;
     UniqueFd fd;
+    // Stored by the thread that gives it back to epoll, loaded by the one that gets it.
+    std::atomic<std::uint32_t> turns{0};
   };
 
   Server(Options options, Handler handler);
   Result<void> bind_all(std::uint16_t port);
   Result<void> bind_one(const Listen& listen, bool tcp, std::uint16_t port);
   Result<void> watch(Watched& what, std::uint32_t events, bool first) noexcept;
+  // Nothing: it is a socket, of sockets_.
+  ConnectionPtr connection_at(Watched* what) noexcept EXCLUDES(mu_);
   void work() noexcept;
   [[nodiscard]] bool may_ask(Peer& peer) const;
   [[nodiscard]] std::string handle(std::string_view message, const Peer& peer) noexcept;
@@ -96,7 +100,7 @@ class Server {
   std::atomic<bool> stopping_{false};
   Seldom complained_{10'000'000'000};
   Mutex mu_;  // leaf
-  std::map<Connection*, ConnectionPtr> connections_ GUARDED_BY(mu_);
+  std::map<Watched*, ConnectionPtr> connections_ GUARDED_BY(mu_);
 };
 
 }  // namespace latchfs::nlm
