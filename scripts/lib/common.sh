@@ -9,7 +9,8 @@ readonly build_packages=(g++ meson ninja-build pkg-config libfuse3-dev fuse3 lib
   libspdlog-dev libfmt-dev nlohmann-json3-dev xfslibs-dev libtirpc-dev rpcsvc-proto)
 # shellcheck disable=SC2034
 readonly test_packages=("${build_packages[@]}" libgtest-dev libgmock-dev clang-14 libclang-rt-14-dev clang-format-14
-  ccache git python3 shellcheck acl attr jq e2fsprogs xfsprogs btrfs-progs util-linux procps)
+  ccache git python3 shellcheck acl attr jq e2fsprogs xfsprogs btrfs-progs util-linux procps rpcbind
+  nfs-common)
 # shellcheck disable=SC2034
 readonly demo_packages=("${build_packages[@]}" git make gcc libc6-dev sqlite3 rsync jq python3
   util-linux bsdextrautils)
