@@ -80,8 +80,8 @@ int port_of(std::uint32_t program, std::uint32_t version, bool tcp = false) {
   return *port;
 }
 
-// Runs `body` in new namespaces, which end with it and take along whatever it started. True: nothing
-// failed.
+// Runs `body` in new namespaces, which end with it and take along whatever it started. True:
+// nothing failed.
 bool in_namespaces(const std::function<void()>& body) {
   const pid_t outer = ::fork();
   if (outer == 0) {

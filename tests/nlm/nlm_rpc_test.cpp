@@ -275,6 +275,30 @@ TEST(NlmListen, AnAddressForStatdLocksNothing) {
   EXPECT_THROW(NlmWorld{options}, std::runtime_error);
 }
 
+TEST(NlmListen, ByIpv6AsWell) {
+  auto options = NlmWorld::quick();
+  options.server.listen = {{"::1", false}, {"127.0.0.1", false}};
+  options.server.allow = {*nlm::Network::parse("::1/128")};
+  NlmWorld world{options};
+  for (const bool tcp : {false, true}) {
+    NlmClient a{world.port(), {"a", tcp, "::1", {true, 1000, 1000, {}}, "::1"}};
+    EXPECT_EQ(a.lock(a.request(1, 0, 0)), Status::kGranted);
+    NlmClient b{world.port(), {"b", tcp, "::1", {true, 1000, 1000, {}}, "::1"}};
+    auto call = b.request(1, 0, 0);
+    call.block = true;
+    EXPECT_EQ(b.lock(call), Status::kBlocked);
+    EXPECT_EQ(a.unlock(a.request(1, 0, 0)), Status::kGranted);
+    const std::size_t nth = tcp ? 2 : 1;
+    const auto calls = world.outside.await(nlm::kNlmProgram, nth);
+    ASSERT_EQ(calls.size(), nth);
+    EXPECT_EQ(calls.back().where.address, "::1");
+    EXPECT_EQ(calls.back().where.local, "::1");
+    EXPECT_TRUE(NlmWorld::await([&] { return world.service->desk().figures().waiting == 0; }));
+    EXPECT_EQ(b.unlock(call), Status::kGranted);
+    EXPECT_THROW(world.client("c", tcp).lock(a.request(1, 0, 0)), std::runtime_error);
+  }
+}
+
 // Records of chance: calls that are right but for some bytes, cut, lengthened, or noise. The
 // service answers the next real one, and has no lock or waiter that belongs to nobody.
 TEST(NlmRandom, RecordsOfChanceBreakNothing) {

@@ -316,7 +316,7 @@ TEST(NlmOutcalls, InTheOrderOfTheirTimes) {
 // A client's machine: its rpcbind, and a lock manager that says what it is told to.
 class FakeMachine {
  public:
-  FakeMachine() {
+  explicit FakeMachine(std::string address = "127.0.0.1") : address_{std::move(address)} {
     service_ = start([this](std::string_view message, const nlm::Peer&) -> std::string {
       const auto decoded = nlm::decode_call(message);
       const auto* call = std::get_if<nlm::CallMessage>(&decoded);
@@ -329,6 +329,16 @@ class FakeMachine {
       const auto* call = std::get_if<nlm::CallMessage>(&decoded);
       if (call == nullptr) return {};
       ++asked;
+      if (call->version == 3) {  // GETADDR: "::1.HIGH.LOW"
+        const unsigned number = registered ? service_->port() : 0;
+        std::string text =
+            "::1." + std::to_string(number / 256) + "." + std::to_string(number % 256);
+        if (!registered) text.clear();
+        const std::uint32_t size = htonl(static_cast<std::uint32_t>(text.size()));
+        text.insert(0, reinterpret_cast<const char*>(&size), sizeof size);
+        text.append((4 - text.size() % 4) % 4, '\0');
+        return nlm::encode_reply(call->xid, nlm::Accept::kSuccess, text);
+      }
       const std::uint32_t port = htonl(registered ? service_->port() : 0);
       return nlm::encode_reply(call->xid, nlm::Accept::kSuccess,
                                {reinterpret_cast<const char*>(&port), sizeof port});
@@ -345,13 +355,14 @@ class FakeMachine {
  private:
   std::unique_ptr<nlm::Server> start(nlm::Server::Handler handler) {
     nlm::Server::Options options;
-    options.listen = {{"127.0.0.1", false}};
+    options.listen = {{address_, false}};
     options.threads = 2;
     auto server = nlm::Server::open(options, std::move(handler));
     if (!server) throw std::runtime_error{"no server"};
     (*server)->start();
     return std::move(*server);
   }
+  const std::string address_;
   std::unique_ptr<nlm::Server> service_;
 };
 
@@ -377,6 +388,21 @@ TEST(NlmOutside, CallsWhereRpcbindSaysByEitherTransport) {
     machine.registered = true;
     machine.accept = nlm::Accept::kSystemError;
     EXPECT_EQ(call().error(), errno_code(EPROTO));
+  }
+}
+
+TEST(NlmOutside, CallsByIpv6) {
+  for (const bool tcp : {false, true}) {
+    FakeMachine machine{"::1"};
+    nlm::NetOutside outside{machine.rpcbind->port()};
+    const nlm::Where where{"::1", "::1", tcp};
+    const auto said = outside.call(where, 100021, 4, 5, "echo", milliseconds{20'000});
+    ASSERT_TRUE(said) << said.error().message();
+    EXPECT_EQ(*said, "echo");
+    machine.registered = false;
+    nlm::NetOutside fresh{machine.rpcbind->port()};
+    EXPECT_EQ(fresh.call(where, 100021, 4, 5, "", milliseconds{20'000}).error(),
+              errno_code(ENOENT));
   }
 }
 
