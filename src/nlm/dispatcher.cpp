@@ -195,7 +195,9 @@ std::string Dispatcher::serve_other(const Request& request, Proc procedure) {
       const Endpoint& remote = request.peer.remote;
       if (!remote.loopback() ||
           (options_.statd_port_reserved && remote.port() >= kFirstOrdinaryPort)) {
-        log::warn("{} calls itself our statd: ignored", request.from.address);
+        if (complained_.due()) {
+          log::warn("{} calls itself our statd: ignored", request.from.address);
+        }
         return encode_reply(message.xid, Accept::kSystemError, {});
       }
       const auto call = decode_status_call(message.arguments);

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/seldom.h"
 #include "nlm/address.h"
 #include "nlm/duplicates.h"
 #include "nlm/lock_desk.h"
@@ -64,6 +65,7 @@ class Dispatcher {
   Outside& outside_;
   Outcalls& outcalls_;
   Duplicates duplicates_;
+  Seldom complained_{10'000'000'000};
 };
 
 }  // namespace latchfs::nlm

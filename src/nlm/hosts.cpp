@@ -12,8 +12,12 @@ Hosts::Hosts(Options options, LockService& locks, Monitor& monitor, Outcalls& ou
 
 Hosts::~Hosts() {
   // Who holds locks keeps its name until the locks go, with the lock service.
-  const MutexLock hold{mu_};
-  for (const auto& [key, known] : hosts_) {
+  std::map<Key, Known> all;
+  {
+    const MutexLock hold{mu_};
+    all.swap(hosts_);
+  }
+  for (const auto& [key, known] : all) {
     if (known.host->interest == 0) locks_.leave_client(known.host->client);
   }
 }

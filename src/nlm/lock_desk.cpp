@@ -503,7 +503,7 @@ Status LockDesk::unshare(const ShareCall& call, const Source& from) {
 
 void LockDesk::free_all(const FreeCall& call, const Source& from) {
   const HostPtr host = hosts_.find(call.name, from.address);
-  if (!host) return;
+  if (!host || host->interest == 0) return;
   log::info("{} ({}) gives all its locks back", log::printable(host->name), host->address);
   free_host(host);
 }
