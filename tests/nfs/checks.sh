@@ -1,0 +1,83 @@
+# shellcheck shell=bash
+# Sourced by the NFS checks: what a check is, and waiting. Results go to the file $results, a line
+# each: "ok NAME" or "not ok NAME: WHY". `end_checks` writes the last one; without it the run died.
+
+passed=0 failed=0
+
+ok() {
+  passed=$((passed + 1))
+  printf 'ok %s\n' "$1" >>"$results"
+}
+not_ok() { # not_ok NAME WHY
+  failed=$((failed + 1))
+  printf 'not ok %s: %s\n' "$1" "${2//$'\n'/ | }" >>"$results"
+}
+is() { # is NAME GOT WANTED
+  if [[ $2 == "$3" ]]; then ok "$1"; else not_ok "$1" "got '$2', not '$3'"; fi
+}
+isnt() { # isnt NAME GOT UNWANTED
+  if [[ $2 != "$3" ]]; then ok "$1"; else not_ok "$1" "got '$2'"; fi
+}
+matches() { # matches NAME GOT GLOB
+  # shellcheck disable=SC2053
+  if [[ $2 == $3 ]]; then ok "$1"; else not_ok "$1" "got '$2', which is not '$3'"; fi
+}
+works() { # works NAME COMMAND...
+  local name=$1 output
+  shift
+  if output=$("$@" 2>&1); then ok "$name"; else not_ok "$name" "status $?: ${output:0:300}"; fi
+}
+fails() { # fails NAME COMMAND...
+  local name=$1 output
+  shift
+  if output=$("$@" 2>&1); then not_ok "$name" "it did not fail: ${output:0:300}"; else ok "$name"; fi
+}
+note() { printf '# %s\n' "$*" >>"$results"; }
+end_checks() { printf 'end %d %d\n' "$passed" "$failed" >>"$results"; }
+
+# within SECONDS COMMAND...: until it succeeds; that long at most.
+within() {
+  local end=$((SECONDS + $1))
+  shift
+  until "$@"; do
+    ((SECONDS < end)) || return 1
+    sleep 0.2
+  done
+}
+# becomes NAME WANTED COMMAND...: what the command says is so in the end (60 seconds at most).
+becomes() {
+  local name=$1 wanted=$2 got='' end=$((SECONDS + 60))
+  shift 2
+  while :; do
+    got=$("$@" 2>&1) || true
+    [[ $got != "$wanted" ]] || break
+    ((SECONDS < end)) || break
+    sleep 0.2
+  done
+  is "$name" "$got" "$wanted"
+}
+
+# Programs that hold a lock: each says its word in a file of its own.
+holders=0
+# hold COMMAND...: runs it (a `lock_tool hold`) beside us; its pid is $held, its word is in $word.
+hold() {
+  holders=$((holders + 1))
+  word=$work/held.$holders
+  : >"$word"
+  "$@" >"$word" 2>&1 </dev/null &
+  held=$!
+}
+said() { [[ $(<"$1") == "$2" ]]; }
+# held_now COMMAND...: as hold, and it must be granted.
+held_now() {
+  hold "$@"
+  within 60 said "$word" granted || {
+    not_ok "a lock to begin with" "$*: $(<"$word")"
+    return 1
+  }
+}
+# end_holder PID
+end_holder() {
+  kill "$1" 2>/dev/null || true
+  wait "$1" 2>/dev/null || true
+}
