@@ -7,7 +7,7 @@
 # shellcheck disable=SC2034
 readonly nfs_vm_packages=(qemu-system-x86 busybox-static kmod cpio iproute2 util-linux e2fsprogs jq
   nfs-kernel-server nfs-common rpcbind)
-readonly nfs_vm_programs=(bash ip jq nsenter unshare mount umount setpriv rpcbind rpcinfo exportfs
+readonly nfs_vm_programs=(bash cp dd find sha256sum sort touch ls cat ip jq nsenter unshare mount umount setpriv rpcbind rpcinfo exportfs
   nfsdcld rpc.mountd rpc.nfsd rpc.statd sm-notify mount.nfs umount.nfs)
 readonly nfs_vm_modules=(virtio_pci virtio_blk fuse nfsd nfs nfsv3 nfsv4 lockd veth)
 

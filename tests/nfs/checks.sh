@@ -60,11 +60,12 @@ becomes() {
 # Programs that hold a lock: each says its word in a file of its own.
 holders=0
 # hold COMMAND...: runs it (a `lock_tool hold`) beside us; its pid is $held, its word is in $word.
+# What the command is run by must `exec` it where $run says so: the pid is to be killed.
 hold() {
   holders=$((holders + 1))
   word=$work/held.$holders
   : >"$word"
-  "$@" >"$word" 2>&1 </dev/null &
+  run=exec "$@" >"$word" 2>&1 </dev/null &
   held=$!
 }
 said() { [[ $(<"$1") == "$2" ]]; }

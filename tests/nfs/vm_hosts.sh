@@ -8,28 +8,30 @@ declare -A host_pid
 readonly shared=/srv/shared store=/srv/files
 readonly user=1000
 
-# on HOST COMMAND...: there, as root. `exec`s: with & the pid is the program's own.
+# on HOST COMMAND...: there, as root. With run=exec the pid is the program's own.
 on() {
   local host=$1
   shift
-  nsenter -t "${host_pid[$host]}" -m -n -u -- "$@"
+  ${run:-} nsenter -t "${host_pid[$host]}" -m -n -u -- "$@"
 }
 # as_user HOST COMMAND...: there, as an ordinary user.
 as_user() {
   local host=$1
   shift
-  nsenter -t "${host_pid[$host]}" -m -n -u -S "$user" -G "$user" -- "$@"
+  ${run:-} nsenter -t "${host_pid[$host]}" -m -n -u -S "$user" -G "$user" -- "$@"
 }
 # HOST may be `server`, too.
-as_root_at() { if [[ $1 == server ]]; then shift && "$@"; else on "$@"; fi; }
 as_user_at() {
   if [[ $1 == server ]]; then
     shift
-    setpriv --reuid "$user" --regid "$user" --clear-groups -- "$@"
+    ${run:-} setpriv --reuid "$user" --regid "$user" --clear-groups -- "$@"
   else
     as_user "$@"
   fi
 }
+
+# Another ordinary user, on the server.
+as_guest() { ${run:-} setpriv --reuid 1001 --regid 1001 --clear-groups -- "$@"; }
 
 state_of_nfs() {
   mkdir -p /var/lib/nfs/sm /var/lib/nfs/sm.bak /var/lib/nfs/v4recovery /var/lib/nfs/nfsdcld

@@ -1,16 +1,29 @@
-cat /proc/fs/nfsd/versions; rpcinfo -p; on alpha rpcinfo -p; on alpha mount | grep nfs; dmesg | tail -20
-ls -la /srv/shared /mnt/
-on alpha ls -la /mnt/alpha-4.2
+set +e
 echo hello > /srv/shared/x; chmod 666 /srv/shared/x
-as_user alpha cat /mnt/alpha-4.2/x
-as_user alpha cat /mnt/alpha-3/x
-as_user alpha lock_tool try /mnt/alpha-4.2/x ex 0 0
-as_user alpha lock_tool try /mnt/alpha-4.0/x ex 0 0
-as_user alpha lock_tool try /mnt/alpha-3/x ex 0 0
 held_now as_user alpha lock_tool hold /mnt/alpha-4.2/x ex 5 10
-cat /srv/shared/.locks/list
+time cat /srv/shared/.locks/list
 as_user alpha cat /mnt/alpha-4.2/.locks/list
 as_user alpha cat /mnt/alpha-3/.locks/list
-as_user alpha cat /mnt/alpha-3/.locks/README | head -3
-cat /tmp/latchfs.log
+as_user alpha head -3 /mnt/alpha-3/.locks/README
+as_user alpha head -3 /mnt/alpha-4.0/.locks/status
+as_user alpha ls -la /mnt/alpha-4.0/.locks/
+as_user alpha ls -la /mnt/alpha-3/.locks/
+as_user alpha ls -la /mnt/alpha-3/.locks/files
+as_user alpha ls -la /mnt/alpha-4.2/.locks/files
+as_user alpha cat '/mnt/alpha-3/.locks/list?ref=%2Fx'
+as_user alpha cat '/mnt/alpha-4.2/.locks/list?ref=%2Fx'
+as_user alpha cat '/mnt/alpha-4.2/.locks/files/x'
+as_user alpha cat '/mnt/alpha-3/.locks/files/x'
 head -50 /proc/fs/nfsd/clients/*/{info,states}
+as_user alpha bash -c 'echo mine >/mnt/alpha-3/mine; echo /mine > /mnt/alpha-3/.locks/filelock'; echo $?
+as_user alpha cat /mnt/alpha-3/.locks/filelock /mnt/alpha-3/.locks/reply
+as_user alpha bash -c 'echo mine >/mnt/alpha-4.2/mine2; echo /mine2 > /mnt/alpha-4.2/.locks/filelock'; echo $?
+as_user alpha cat /mnt/alpha-4.2/.locks/filelock /mnt/alpha-4.2/.locks/reply
+ls -la /srv/shared
+as_user alpha bash -c 'echo new > /mnt/alpha-4.2/.locks/filelock'; echo $?
+time lock_tool fill /srv/files/d 20000; mkdir /srv/files/d;  time lock_tool fill /srv/files/d 20000
+time lock_tool count /srv/shared/d
+time lock_tool count /srv/shared/d
+time on alpha lock_tool count /mnt/alpha-3/d
+time on alpha lock_tool count /mnt/alpha-4.2/d
+cat /tmp/latchfs.log

@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# The control tree from clients.
+
+locks=$shared/.locks
+mkdir -p "$store/ctl"
+chmod 1777 "$store/ctl"
+put_ctl() { # put_ctl NAME TEXT [UID]
+  printf '%s\n' "$2" >"$store/ctl/$1"
+  chown "${3:-$user}" "$store/ctl/$1"
+}
+# How many locks of /ctl/FILE a client sees.
+seen() { # seen HOST VERSION FILE
+  as_user "$1" cat "/mnt/$1-$2/.locks/list?ref=%2Fctl%2F$3" | jq '.grants | length'
+}
+
+for version in 3 4.0 4.2; do
+  tree=/mnt/alpha-$version/.locks
+  is "v$version: README" "$(as_user alpha cat "$tree/README")" "$(<"$locks/README")"
+  matches "v$version: status" "$(as_user alpha cat "$tree/status" | jq -r .table)" machine
+  matches "v$version: ls" "$(as_user alpha ls "$tree" | tr '\n' ' ')" "README *filelock files list *status *waiters "
+  is "v$version: it is in no listing" "$(as_user alpha ls -A "/mnt/alpha-$version" | grep -c '^\.locks$' || true)" 0
+  put_ctl "l-$version" text
+  is "v$version: no lock yet" "$(seen alpha "$version" "l-$version")" 0
+  held_now as_user_at server lock_tool hold "$shared/ctl/l-$version" ex 0 10
+  holder=$held
+  becomes "v$version: a lock shows" 1 seen alpha "$version" "l-$version"
+  is "v$version: in the file's own listing, too" \
+    "$(as_user alpha cat "$tree/files/ctl/l-$version" | jq '.grants | length')" 1
+  is "v$version: what is told is whole JSON" "$(as_user alpha cat "$tree/list" | jq -r '.paging.next')" ""
+  # Release by the user who holds it, from the client.
+  request=$(jq -c ".grants[] | select(.path == \"/ctl/l-$version\") | {ref: .path, offset, size, owner_id}" "$locks/list")
+  # shellcheck disable=SC2016
+  works "v$version: the holder's user releases it" as_user alpha bash -c 'printf "%s\n" "$1" | dd of="$2/release" conv=notrunc,fsync' - "$request" "$tree"
+  becomes "v$version: and it is gone" 0 seen alpha "$version" "l-$version"
+  end_holder "$holder"
+
+  # Root of a client is nobody here.
+  put_ctl "r-$version" text 1001
+  held_now as_guest --reuid 1001 --regid 1001 --clear-groups lock_tool hold "$shared/ctl/r-$version" ex 0 10
+  holder=$held
+  request=$(jq -c ".grants[] | select(.path == \"/ctl/r-$version\") | {ref: .path, offset, size, owner_id}" "$locks/list")
+  # shellcheck disable=SC2016
+  fails "v$version: root of a client releases nobody's lock" on alpha bash -c 'printf "%s\n" "$1" | dd of="$2/release" conv=notrunc,fsync' - "$request" "$tree"
+  # shellcheck disable=SC2016
+  fails "v$version: nor does another user" as_user alpha bash -c 'printf "%s\n" "$1" | dd of="$2/release" conv=notrunc,fsync' - "$request" "$tree"
+  is "v$version: it is still there" "$(jq "[.grants[] | select(.path == \"/ctl/r-$version\")] | length" "$locks/list")" 1
+  end_holder "$holder"
+
+  # Filelocks: a client's user keeps local users out, and the other way round.
+  put_ctl "mine-$version" text
+  chmod 666 "$store/ctl/mine-$version"
+  # shellcheck disable=SC2016
+  works "v$version: echo > filelock" as_user alpha bash -c 'echo "$1" >"$2/filelock"' - "/ctl/mine-$version" "$tree"
+  is "v$version: it is listed" "$(as_user alpha cat "$tree/filelock" | jq -r ".filelocks[] | select(.path == \"/ctl/mine-$version\") | .uid")" "$user"
+  # shellcheck disable=SC2016
+  fails "v$version: a local user may not write" as_guest bash -c 'echo other >>"$1"' - "$shared/ctl/mine-$version"
+  # shellcheck disable=SC2016
+  works "v$version: who locked it may" as_user alpha bash -c 'echo own >>"$1"' - "/mnt/alpha-$version/ctl/mine-$version"
+  put_ctl "theirs-$version" text 1001
+  chmod 666 "$store/ctl/theirs-$version"
+  # shellcheck disable=SC2016
+  works "v$version: a local user locks a file" as_guest bash -c 'echo "$1" >"$2/filelock"' - "/ctl/theirs-$version" "$locks"
+  # shellcheck disable=SC2016
+  fails "v$version: a client's user may not write it" as_user alpha dd "if=/dev/zero" "of=/mnt/alpha-$version/ctl/theirs-$version" bs=1 count=1 conv=notrunc,fsync
+  # shellcheck disable=SC2016
+  fails "v$version: nor may a client's root" on alpha dd "if=/dev/zero" "of=/mnt/alpha-$version/ctl/theirs-$version" bs=1 count=1 conv=notrunc,fsync
+  # shellcheck disable=SC2016
+  fails "v$version: nor take it off" as_user alpha bash -c 'printf "%s\n" "$1" | dd of="$2/unfilelock" conv=notrunc,fsync' - "/ctl/theirs-$version" "$tree"
+  # shellcheck disable=SC2016
+  fails "v$version: a file that is not there cannot be locked" as_user alpha bash -c 'echo /ctl/none | dd of="$1/filelock" conv=notrunc,fsync' - "$tree"
+  # shellcheck disable=SC2016
+  works "v$version: unfilelock" as_user alpha bash -c 'printf "%s\n" "$1" | dd of="$2/unfilelock" conv=notrunc,fsync' - "/ctl/mine-$version" "$tree"
+  is "v$version: and it is unlocked" "$(jq -r ".filelocks[] | select(.path == \"/ctl/mine-$version\") | .path" "$locks/filelock")" ""
+done

@@ -1,0 +1,48 @@
+# shellcheck shell=bash
+# A tree copied in over each version of NFS, compared by its checksums on the server and by the
+# other client, after every cache was dropped.
+
+drop_caches() {
+  sync
+  echo 3 >/proc/sys/vm/drop_caches
+  echo 3 >/proc/sys/vm/drop_caches
+}
+
+make_tree() { # make_tree DIR: with an ordinary user's files only
+  local dir=$1 i
+  mkdir -p "$dir/deep/er/est" "$dir/with spaces/ünïcödé 目录"
+  for ((i = 0; i < 200; i++)); do
+    printf 'file %d\n%*s\n' "$i" $((i * 37)) "$i" >"$dir/deep/er/f$i"
+  done
+  printf 'a\n' >"$dir/with spaces/ünïcödé 目录/name with spaces, \"quotes\" and \\"
+  : >"$dir/empty"
+  dd if=/dev/urandom of="$dir/large" bs=1M count=20 2>/dev/null
+  ln "$dir/deep/er/f1" "$dir/deep/hard"
+  ln -s ../empty "$dir/deep/symbolic"
+  ln -s 'nowhere at all' "$dir/dangling"
+  chmod 0640 "$dir/deep/er/f2"
+  chmod 0700 "$dir/with spaces"
+  chown -R "$user:$user" "$dir"
+}
+
+# What a tree is: names, types, modes, sizes, targets, link counts, checksums.
+manifest() { # manifest SITE DIR
+  # shellcheck disable=SC2016
+  as_user_at "$1" bash -c 'cd "$1" &&
+    find . -type d -printf "%P %y %m\n" -o -printf "%P %y %m %s %n %l\n" | sort &&
+    find . -type f -exec sha256sum {} + | sort' - "$2"
+}
+
+make_tree "$work/tree"
+wanted=$(manifest server "$work/tree")
+for version in 3 4.0 4.2; do
+  works "v$version: a tree is copied in" as_user alpha cp -a "$work/tree" "/mnt/alpha-$version/tree-$version"
+  drop_caches
+  is "v$version: the tree on the server" "$(manifest server "$shared/tree-$version")" "$wanted"
+  is "v$version: the tree for the other client" "$(manifest beta "/mnt/beta-$version/tree-$version")" "$wanted"
+done
+is "the tree in the directory behind it" "$(manifest server "$store/tree-3")" "$wanted"
+fails "v3: a stranger's directory is closed" on alpha setpriv --reuid 1001 --regid 1001 --clear-groups \
+  ls "/mnt/alpha-3/tree-3/with spaces"
+works "v4.2: files are removed" as_user alpha rm -r /mnt/alpha-4.2/tree-4.0
+is "and are gone for the other client" "$(as_user beta ls -d /mnt/beta-3/tree-4.0 2>&1 | grep -c 'No such file')" 1

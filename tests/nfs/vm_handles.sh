@@ -1,0 +1,108 @@
+# shellcheck shell=bash
+# File handles that clients keep: over dropped caches, over another daemon, and when the file is no
+# more. Large directories.
+
+# A process that keeps a file open and acts on it: keeper NAME COMMAND..., then ask NAME LINE.
+declare -A keeper_pid keeper_in keeper_out
+keeper() {
+  local name=$1 in out
+  shift
+  rm -f "$work/keep.in" "$work/keep.out"
+  mkfifo "$work/keep.in" "$work/keep.out"
+  "$@" <"$work/keep.in" >"$work/keep.out" &
+  keeper_pid[$name]=$!
+  exec {in}>"$work/keep.in" {out}<"$work/keep.out"
+  keeper_in[$name]=$in keeper_out[$name]=$out
+  answer "$name"
+}
+answer() { # answer NAME: its next line, in $reply
+  reply=''
+  read -r -t 120 -u "${keeper_out[$1]}" reply || reply='no answer'
+}
+ask() { # ask NAME LINE
+  printf '%s\n' "$2" >&"${keeper_in[$1]}"
+  answer "$1"
+}
+end_keeper() {
+  local in=${keeper_in[$1]} out=${keeper_out[$1]}
+  exec {in}>&- {out}<&-
+  wait "${keeper_pid[$1]}" || true
+}
+
+versions=(3 4.0 4.2)
+mkdir -p "$store/kept"
+chmod 1777 "$store/kept"
+put() { # put FILE TEXT
+  printf '%s\n' "$2" >"$store/kept/$1"
+  chown "$user:$user" "$store/kept/$1"
+}
+
+daemon_gone() { ! pgrep -x latchfs >/dev/null; }
+kill_daemon() {
+  pkill -9 -x latchfs
+  within 30 daemon_gone
+  umount -l "$shared"
+}
+
+for version in "${versions[@]}"; do
+  put "f-$version" one
+  keeper "$version" as_user alpha lock_tool keep "/mnt/alpha-$version/kept/f-$version"
+  is "v$version: a file is opened" "$reply" open
+done
+for round in 1 2; do
+  sync
+  echo 3 >/proc/sys/vm/drop_caches
+  for version in "${versions[@]}"; do
+    ask "$version" read
+    is "v$version: it is read after caches were dropped ($round)" "$reply" "read one"
+  done
+done
+
+# While the daemon is gone its directory must not be taken for the mount.
+kill_daemon
+exportfs -f
+as_user alpha timeout 5 touch /mnt/alpha-3/underneath 2>/dev/null || true
+is "nothing is written to the directory below a mount that is gone" "$(ls -A "$shared")" ""
+mount_latchfs
+exportfs -f
+for version in "${versions[@]}"; do
+  becomes "v$version: files are there again" one as_user alpha cat "/mnt/alpha-$version/kept/f-$version"
+done
+ask 3 read
+is "v3: a handle outlives the daemon" "$reply" "read one"
+ask 3 "write two"
+is "v3: and is written" "$reply" written
+is "v3: to the file" "$(<"$store/kept/f-3")" two
+for version in 4.0 4.2; do
+  ask "$version" read
+  note "v$version: a file open while the daemon was replaced: $reply"
+  end_keeper "$version"
+done
+
+# The same inode number, another file: its handle is another one.
+number=$(lock_tool inode "$store/kept/f-3")
+rm "$shared/kept/f-3"
+echo 3 >/proc/sys/vm/drop_caches
+recreated=no
+for ((i = 0; i < 2000; i++)); do
+  put "new-$i" "someone else's"
+  if [[ $(lock_tool inode "$store/kept/new-$i") == "$number" ]]; then
+    recreated=yes
+    break
+  fi
+  ((i % 50)) || echo 2 >/proc/sys/vm/drop_caches
+done
+is "a new file has the old one's inode number" "$recreated" yes
+ask 3 read
+is "v3: the old handle is stale" "$reply" "read ESTALE"
+ask 3 "write overwritten"
+is "v3: and writes nothing" "$reply" "write ESTALE"
+is "the new file is as it was" "$(<"$store/kept/new-$i")" "someone else's"
+end_keeper 3
+# The same behind the mount's back.
+put behind one
+keeper behind as_user alpha lock_tool keep /mnt/alpha-3/kept/behind
+rm "$store/kept/behind"
+ask behind read
+matches "v3: a file that was removed behind the mount" "$reply" "read @(ESTALE|one)"
+end_keeper behind
