@@ -88,7 +88,7 @@ nfs_vm_run() {
   mkfs.ext4 -q -F -N 150000 -E lazy_itable_init=1 "$dir/disk"
   timeout --kill-after=10 "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 1536 \
     -nodefaults -display none -no-reboot -kernel "$kernel"/boot/vmlinuz-* -initrd "$dir/initramfs" \
-    -append "console=ttyS0 panic=-1 quiet checks=$(IFS=,; printf '%s' "$*")" \
+    -append "console=ttyS0 panic=-1 quiet limit=$seconds checks=$(IFS=,; printf '%s' "$*")" \
     -drive "file=$dir/disk,format=raw,if=virtio,cache=unsafe" \
     -serial "file:$dir/console" -serial "file:$dir/results" </dev/null
 }

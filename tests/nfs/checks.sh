@@ -10,10 +10,11 @@ ok() {
 }
 not_ok() { # not_ok NAME WHY
   failed=$((failed + 1))
-  printf 'not ok %s: %s\n' "$1" "${2//$'\n'/ | }" >>"$results"
+  local why=${2//$'\n'/ | }
+  printf 'not ok %s: %s\n' "$1" "${why:0:400}" >>"$results"
 }
 is() { # is NAME GOT WANTED
-  if [[ $2 == "$3" ]]; then ok "$1"; else not_ok "$1" "got '$2', not '$3'"; fi
+  if [[ $2 == "$3" ]]; then ok "$1"; else not_ok "$1" "got '${2:0:150}', not '${3:0:150}'"; fi
 }
 isnt() { # isnt NAME GOT UNWANTED
   if [[ $2 != "$3" ]]; then ok "$1"; else not_ok "$1" "got '$2'"; fi
@@ -77,8 +78,7 @@ held_now() {
     return 1
   }
 }
-# end_holder PID
-end_holder() {
-  kill "$1" 2>/dev/null || true
+end_holder() { # end_holder PID [SIGNAL]
+  kill "-${2:-TERM}" "$1" 2>/dev/null || true
   wait "$1" 2>/dev/null || true
 }

@@ -133,7 +133,7 @@ constexpr std::size_t kChunk = 64 * 1024;
 
 void put_file(const Session& s, const stdfs::path& from, const std::string& to) {
   struct nfsfh* file = nullptr;
-  s.need(nfs_creat(s.get(), to.c_str(), 0600, &file), "creat " + to);
+  s.need(nfs_open2(s.get(), to.c_str(), O_CREAT | O_RDWR, 0600, &file), "create " + to);
   std::ifstream in{from, std::ios::binary};
   std::string chunk(kChunk, '\0');
   std::uint64_t at = 0;
@@ -283,7 +283,8 @@ class Lock {
     lock.l_type = type == F_UNLCK ? F_UNLCK : range_.exclusive ? F_WRLCK : F_RDLCK;
     lock.l_whence = SEEK_SET;
     lock.l_start = range_.start;
-    lock.l_len = range_.length;
+    // NFSv4 writes "to the end" differently: RFC 7530, 16.10.
+    lock.l_len = range_.length == 0 ? UINT64_MAX : range_.length;
     const int error = nfs_fcntl(session_.get(), file_.get(), NFS4_F_SETLK, &lock);
     if (error == 0) return 0;
     const std::string why = nfs_get_error(session_.get());

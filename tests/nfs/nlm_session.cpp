@@ -85,6 +85,46 @@ nlm_cookie next_cookie() {
 
 // A server's GRANTED has come: there is one waiter a process, so it is for that.
 bool granted_came = false;
+// A connection's descriptor whose other end is the server's lock service.
+int to_server = -1;
+
+void append(std::string& record, std::uint32_t word) {
+  word = htonl(word);
+  record.append(reinterpret_cast<const char*>(&word), sizeof(word));
+}
+
+// NLM_GRANTED_RES, the answer to NLM_GRANTED_MSG: a call of its own, which libnfs has not. (RFC
+// 5531: record mark, call; credentials and verifier are AUTH_NONE.)
+void call_granted_res(const nlm_cookie& cookie) {
+  constexpr std::uint32_t kGrantedRes = 15;
+  constexpr std::uint32_t kLastFragment = 0x80000000;
+  struct sockaddr_in address {};
+  socklen_t size = sizeof(address);
+  auto* const any = reinterpret_cast<struct sockaddr*>(&address);
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0 || ::getpeername(to_server, any, &size) != 0 || ::connect(fd, any, size) != 0) {
+    give_up("granted_res", "connect");
+  }
+  std::string record;
+  for (const std::uint32_t word : {0x6c617463U, 0U, 2U, std::uint32_t{NLM_PROGRAM},
+                                   std::uint32_t{NLM_V4}, kGrantedRes, 0U, 0U, 0U, 0U}) {
+    append(record, word);
+  }
+  append(record, cookie.data.data_len);
+  record.append(cookie.data.data_val, cookie.data.data_len);
+  record.resize((record.size() + 3) / 4 * 4);
+  append(record, NLM4_GRANTED);
+  std::string marked;
+  append(marked, kLastFragment | static_cast<std::uint32_t>(record.size()));
+  marked += record;
+  if (::write(fd, marked.data(), marked.size()) != static_cast<ssize_t>(marked.size())) {
+    give_up("granted_res", "write");
+  }
+  // Its reply says nothing, but that the call was read.
+  std::array<char, 64> reply{};
+  if (::read(fd, reply.data(), reply.size()) < 0) give_up("granted_res", "read");
+  ::close(fd);
+}
 
 int on_null(struct rpc_context* rpc, struct rpc_msg* call) {
   return rpc_send_reply(rpc, call, nullptr, reinterpret_cast<zdrproc_t>(zdr_void), 0);
@@ -97,6 +137,14 @@ int on_granted(struct rpc_context* rpc, struct rpc_msg* call) {
   result.status = NLM4_GRANTED;
   granted_came = true;
   return rpc_send_reply(rpc, call, &result, reinterpret_cast<zdrproc_t>(zdr_NLM4_GRANTEDres), 256);
+}
+
+int on_granted_msg(struct rpc_context* rpc, struct rpc_msg* call) {
+  const auto* const args = static_cast<const NLM4_GRANTEDargs*>(call->body.cbody.args);
+  const int sent = on_null(rpc, call);
+  call_granted_res(args->cookie);
+  granted_came = true;
+  return sent;
 }
 
 }  // namespace
@@ -201,9 +249,12 @@ void NlmSession::offer_granted() {
 }
 
 void NlmSession::await_granted() {
-  static std::array<struct service_proc, 2> procs{{
+  to_server = rpc_get_fd(rpc_);
+  static std::array<struct service_proc, 3> procs{{
       {NLM4_NULL, on_null, reinterpret_cast<zdrproc_t>(zdr_void), 0},
       {NLM4_GRANT, on_granted, reinterpret_cast<zdrproc_t>(zdr_NLM4_GRANTEDargs),
+       sizeof(NLM4_GRANTEDargs)},
+      {NLM4_GRANT_MSG, on_granted_msg, reinterpret_cast<zdrproc_t>(zdr_NLM4_GRANTEDargs),
        sizeof(NLM4_GRANTEDargs)},
   }};
   while (!granted_came) {

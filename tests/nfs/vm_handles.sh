@@ -2,32 +2,8 @@
 # File handles that clients keep: over dropped caches, over another daemon, and when the file is no
 # more. Large directories.
 
-# A process that keeps a file open and acts on it: keeper NAME COMMAND..., then ask NAME LINE.
-declare -A keeper_pid keeper_in keeper_out
-keeper() {
-  local name=$1 in out
-  shift
-  rm -f "$work/keep.in" "$work/keep.out"
-  mkfifo "$work/keep.in" "$work/keep.out"
-  "$@" <"$work/keep.in" >"$work/keep.out" &
-  keeper_pid[$name]=$!
-  exec {in}>"$work/keep.in" {out}<"$work/keep.out"
-  keeper_in[$name]=$in keeper_out[$name]=$out
-  answer "$name"
-}
-answer() { # answer NAME: its next line, in $reply
-  reply=''
-  read -r -t 120 -u "${keeper_out[$1]}" reply || reply='no answer'
-}
-ask() { # ask NAME LINE
-  printf '%s\n' "$2" >&"${keeper_in[$1]}"
-  answer "$1"
-}
-end_keeper() {
-  local in=${keeper_in[$1]} out=${keeper_out[$1]}
-  exec {in}>&- {out}<&-
-  wait "${keeper_pid[$1]}" || true
-}
+# shellcheck source=tests/nfs/vm_keeper.sh
+source /checks/vm_keeper.sh
 
 versions=(3 4.0 4.2)
 mkdir -p "$store/kept"
@@ -37,9 +13,10 @@ put() { # put FILE TEXT
   chown "$user:$user" "$store/kept/$1"
 }
 
-daemon_gone() { ! pgrep -x latchfs >/dev/null; }
+daemon_gone() { ! pidof latchfs >/dev/null; }
 kill_daemon() {
-  pkill -9 -x latchfs
+  # shellcheck disable=SC2046
+  kill -9 $(pidof latchfs)
   within 30 daemon_gone
   umount -l "$shared"
 }

@@ -7,6 +7,13 @@ work=/tmp results=/dev/ttyS1
 source /checks/checks.sh
 # shellcheck source=tests/nfs/vm_hosts.sh
 source /checks/vm_hosts.sh
+# Who waits for what, on the console, should it not end.
+limit=$(sed -n 's/.*limit=\([0-9]*\).*/\1/p' /proc/cmdline)
+(
+  sleep $((limit - 20))
+  ps
+  echo w >/proc/sysrq-trigger
+) &
 trap 'note "died at ${BASH_SOURCE[0]}:$LINENO"' ERR
 
 asked=$(sed -n 's/.*checks=\([^ ]*\).*/\1/p' /proc/cmdline)

@@ -1,29 +1,12 @@
 set +e
-echo hello > /srv/shared/x; chmod 666 /srv/shared/x
-held_now as_user alpha lock_tool hold /mnt/alpha-4.2/x ex 5 10
-time cat /srv/shared/.locks/list
-as_user alpha cat /mnt/alpha-4.2/.locks/list
-as_user alpha cat /mnt/alpha-3/.locks/list
-as_user alpha head -3 /mnt/alpha-3/.locks/README
-as_user alpha head -3 /mnt/alpha-4.0/.locks/status
-as_user alpha ls -la /mnt/alpha-4.0/.locks/
-as_user alpha ls -la /mnt/alpha-3/.locks/
-as_user alpha ls -la /mnt/alpha-3/.locks/files
-as_user alpha ls -la /mnt/alpha-4.2/.locks/files
-as_user alpha cat '/mnt/alpha-3/.locks/list?ref=%2Fx'
-as_user alpha cat '/mnt/alpha-4.2/.locks/list?ref=%2Fx'
-as_user alpha cat '/mnt/alpha-4.2/.locks/files/x'
-as_user alpha cat '/mnt/alpha-3/.locks/files/x'
-head -50 /proc/fs/nfsd/clients/*/{info,states}
-as_user alpha bash -c 'echo mine >/mnt/alpha-3/mine; echo /mine > /mnt/alpha-3/.locks/filelock'; echo $?
-as_user alpha cat /mnt/alpha-3/.locks/filelock /mnt/alpha-3/.locks/reply
-as_user alpha bash -c 'echo mine >/mnt/alpha-4.2/mine2; echo /mine2 > /mnt/alpha-4.2/.locks/filelock'; echo $?
-as_user alpha cat /mnt/alpha-4.2/.locks/filelock /mnt/alpha-4.2/.locks/reply
-ls -la /srv/shared
-as_user alpha bash -c 'echo new > /mnt/alpha-4.2/.locks/filelock'; echo $?
-time lock_tool fill /srv/files/d 20000; mkdir /srv/files/d;  time lock_tool fill /srv/files/d 20000
-time lock_tool count /srv/shared/d
-time lock_tool count /srv/shared/d
-time on alpha lock_tool count /mnt/alpha-3/d
-time on alpha lock_tool count /mnt/alpha-4.2/d
-cat /tmp/latchfs.log
+echo one > /srv/shared/f; chown 1000 /srv/shared/f
+source /checks/vm_keeper.sh
+keeper v as_user alpha lock_tool keep /mnt/alpha-4.2/f; echo $reply
+kill -9 $(pidof latchfs); sleep 1; umount -l /srv/shared; exportfs -f; mount_latchfs; exportfs -f
+as_user alpha cat /mnt/alpha-4.2/f
+dmesg | tail -3
+rpcdebug -m nfs -s proc state 2>/dev/null
+printf '%s\n' read >&"${keeper_in[v]}"
+sleep 5; cat /proc/${keeper_pid[v]}/stack; ps | grep 10.9; cat /proc/fs/nfsd/clients/*/states; 
+for i in 1 2 3; do cat /proc/fs/nfsd/clients/*/info | grep -E 'renew|name'; on alpha cat /proc/self/mountstats | grep -E 'xprt|READ:|OPEN|TEST_STATEID|EXCHANGE|SEQ|RECLAIM|CLOSE:|OPEN_NOATTR:' | grep -v ': 0 0 0' ; sleep 3; done
+read -t 5 -u "${keeper_out[v]}" reply; echo "reply $reply"
