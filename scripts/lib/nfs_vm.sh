@@ -77,18 +77,49 @@ nfs_vm_root() {
   depmod -b "$root" "$version" 2>/dev/null
 }
 
-# nfs_vm_run DIR KERNEL SECONDS [WORD...]: boots the files in DIR/root with DIR/disk as their disk,
-# and waits for the end. The kernel's words go to DIR/console, what the checks say to DIR/results.
-nfs_vm_run() {
-  local dir=$1 kernel=$2 seconds=$3
-  shift 3
+# nfs_vm_image DIR: the files in DIR/root as the machine's, and an empty disk.
+nfs_vm_image() {
+  local dir=$1
   (cd "$dir/root" && find . | cpio --quiet -o -H newc >../initramfs)
   rm -f "$dir/disk"
   truncate -s 2G "$dir/disk"
   mkfs.ext4 -q -F -N 150000 -E lazy_itable_init=1 "$dir/disk"
-  timeout --kill-after=10 "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 1536 \
-    -nodefaults -display none -no-reboot -kernel "$kernel"/boot/vmlinuz-* -initrd "$dir/initramfs" \
-    -append "console=ttyS0 panic=-1 quiet limit=$seconds checks=$(IFS=,; printf '%s' "$*")" \
-    -drive "file=$dir/disk,format=raw,if=virtio,cache=unsafe" \
-    -serial "file:$dir/console" -serial "file:$dir/results" </dev/null
+}
+
+# nfs_vm_command DIR KERNEL SECONDS GROUP...: sets vm_command, which boots it and ends with it. The
+# kernel's words go to DIR/console, what the checks say to DIR/results. Emulated: it needs no more
+# than any machine has.
+nfs_vm_command() {
+  local dir=$1 kernel=$2 limit=$3 groups
+  shift 3
+  groups=$(IFS=, && printf '%s' "$*")
+  # shellcheck disable=SC2034
+  vm_command=(qemu-system-x86_64 -accel "tcg,thread=multi" -cpu max -smp 2 -m 1536
+    -nodefaults -display none -no-reboot -kernel "$kernel"/boot/vmlinuz-* -initrd "$dir/initramfs"
+    -append "console=ttyS0 panic=-1 quiet limit=$limit checks=$groups"
+    -drive "file=$dir/disk,format=raw,if=virtio,cache=unsafe"
+    -serial "file:$dir/console" -serial "file:$dir/results")
+}
+
+# need_nfs_packages: installs without starting a service: this machine is nobody's server.
+need_nfs_packages() {
+  local policy=/usr/sbin/policy-rc.d made=no
+  local -a wanted=("${nfs_vm_packages[@]}" nfs-ganesha nfs-ganesha-vfs libnfs-dev)
+  [[ -n $(missing_packages "${wanted[@]}") ]] || return 0
+  if [[ ! -e $policy ]]; then
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+    made=yes
+  fi
+  need_packages "${wanted[@]}"
+  [[ $made == no ]] || rm -f "$policy"
+}
+
+# doc_blocks FILE DIR: each block of FILE that follows a line "<!-- file: NAME -->", as DIR/NAME. So
+# what the document tells people to do is what is tried.
+doc_blocks() {
+  awk -v dir="$2" '
+    match($0, /^<!-- file: [a-z.]+ -->$/) { name = dir "/" substr($0, 12, RLENGTH - 15); next }
+    /^```/ && name != "" { if (inside) { name = ""; inside = 0; close(name) } else inside = 1; next }
+    inside { print >name }' "$1"
 }

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154,SC2034,SC2209
 # Sourced by ganesha.sh: files, locks and the control tree over NFSv3 and NFSv4.0.
 
 # After its start Ganesha opens nothing for writing until its grace period is over.

@@ -159,13 +159,14 @@ void put(const Session& s, const stdfs::path& from, const std::string& to) {
     return;
   }
   if (stdfs::is_directory(status)) {
-    s.need(nfs_mkdir(s.get(), to.c_str()), "mkdir " + to);
+    // (libnfs cannot change a directory's mode by NFSv4.)
+    s.need(nfs_mkdir2(s.get(), to.c_str(), mode), "mkdir " + to);
     for (const auto& entry : stdfs::directory_iterator{from}) {
       put(s, entry.path(), to + '/' + entry.path().filename().string());
     }
-  } else {
-    put_file(s, from, to);
+    return;
   }
+  put_file(s, from, to);
   s.need(nfs_chmod(s.get(), to.c_str(), mode), "chmod " + to);
 }
 

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154,SC2034,SC2209
 # The control tree from clients.
 
 locks=$shared/.locks

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154,SC2034,SC2209
 # A tree copied in over each version of NFS, compared by its checksums on the server and by the
 # other client, after every cache was dropped.
 

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154,SC2034,SC2209
 # Sourced in the virtual machine: three hosts. The server is the machine itself; alpha and beta are
 # network, mount and UTS namespaces of their own, each with its rpcbind, statd and state, and joined
 # with the server by a veth pair each (10.9.1.0/24, 10.9.2.0/24). Mount namespaces keep the rpcbind
@@ -93,7 +93,7 @@ readonly lease=10
 start_nfsd() { rpc.nfsd -L "$lease" -G "$lease" 8; }
 stop_nfsd() { rpc.nfsd 0; }
 
-mount_latchfs() { latchfs "$store" "$shared" -o "allow_other,log=/tmp/latchfs.log${1:+,$1}"; }
+mount_latchfs() { latchfs "$store" "$shared" -o "allow_other,log=/tmp/latchfs.log"; }
 
 start_server() {
   mkdir -p "$store" "$shared"
@@ -106,6 +106,14 @@ start_server() {
   start_nfsd
   rpc.mountd
 }
+
+restart_mountd() {
+  # shellcheck disable=SC2046
+  kill $(pidof rpc.mountd)
+  within 30 no_mountd
+  rpc.mountd
+}
+no_mountd() { ! pidof rpc.mountd >/dev/null; }
 
 # mount_nfs HOST VERSION: at /mnt/VERSION. Attributes are believed for a second (the least).
 mount_nfs() {

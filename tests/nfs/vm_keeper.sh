@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154,SC2034,SC2209
 # Sourced by vm_handles.sh.
 
 # A process that keeps a file open and acts on it: keeper NAME COMMAND..., then ask NAME LINE.

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154,SC2034,SC2209
 # A directory of 100,000 names, listed by a client of each version (by both at the same time: it is
 # what takes longest here).
 readonly entries=100000

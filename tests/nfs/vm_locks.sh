@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154,SC2034,SC2209
 # Locks among five sites: the server's own processes, and two clients by different versions.
 # A site is HOST or HOST:VERSION; files are named from the root of the mount.
 

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154,SC2034,SC2209
 # Who owns a lock: the client, as far as the system tells.
 
 mkdir -p "$store/own"
