@@ -36,7 +36,7 @@ for version in 3 4.0 4.2; do
 
   # Root of a client is nobody here.
   put_ctl "r-$version" text 1001
-  held_now as_guest --reuid 1001 --regid 1001 --clear-groups lock_tool hold "$shared/ctl/r-$version" ex 0 10
+  held_now as_guest lock_tool hold "$shared/ctl/r-$version" ex 0 10
   holder=$held
   request=$(jq -c ".grants[] | select(.path == \"/ctl/r-$version\") | {ref: .path, offset, size, owner_id}" "$locks/list")
   # shellcheck disable=SC2016
