@@ -129,7 +129,7 @@ class Open {
   int error_;
 };
 
-constexpr std::size_t kChunk = 64 * 1024;
+constexpr std::size_t kChunk = 16 * 1024;
 
 void put_file(const Session& s, const stdfs::path& from, const std::string& to) {
   struct nfsfh* file = nullptr;

@@ -9,6 +9,8 @@
 #include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <utility>
 
 namespace latchfs::testing {
 
@@ -83,68 +85,119 @@ nlm_cookie next_cookie() {
   return cookie;
 }
 
-// A server's GRANTED has come: there is one waiter a process, so it is for that.
-bool granted_came = false;
-// A connection's descriptor whose other end is the server's lock service.
-int to_server = -1;
+// RFC 5531, by hand: what a server calls back with is one of two calls, and NLM_GRANTED_RES is a
+// call that libnfs has not.
+class Record {
+ public:
+  Record() = default;
+  explicit Record(std::string bytes) : bytes_{std::move(bytes)} {}
 
-void append(std::string& record, std::uint32_t word) {
-  word = htonl(word);
-  record.append(reinterpret_cast<const char*>(&word), sizeof(word));
-}
+  void put(std::uint32_t word) {
+    word = htonl(word);
+    bytes_.append(reinterpret_cast<const char*>(&word), sizeof(word));
+  }
+  void put_opaque(const std::string& opaque) {
+    put(static_cast<std::uint32_t>(opaque.size()));
+    bytes_ += opaque;
+    bytes_.resize((bytes_.size() + 3) / 4 * 4);
+  }
+  std::uint32_t take() {
+    if (bytes_.size() - at_ < 4) give_up("callback", "short");
+    std::uint32_t word = 0;
+    std::memcpy(&word, bytes_.data() + at_, sizeof(word));
+    at_ += sizeof(word);
+    return ntohl(word);
+  }
+  std::string take_opaque() {
+    const std::size_t n = take();
+    const std::size_t padded = (n + 3) / 4 * 4;
+    if (n > bytes_.size() - at_ || padded > bytes_.size() - at_) give_up("callback", "short");
+    std::string opaque = bytes_.substr(at_, n);
+    at_ += padded;
+    return opaque;
+  }
 
-// NLM_GRANTED_RES, the answer to NLM_GRANTED_MSG: a call of its own, which libnfs has not. (RFC
-// 5531: record mark, call; credentials and verifier are AUTH_NONE.)
-void call_granted_res(const nlm_cookie& cookie) {
+  void send(int fd) const {
+    Record marked;
+    marked.put(kLastFragment | static_cast<std::uint32_t>(bytes_.size()));
+    marked.bytes_ += bytes_;
+    if (::write(fd, marked.bytes_.data(), marked.bytes_.size()) !=
+        static_cast<ssize_t>(marked.bytes_.size())) {
+      give_up("record", "write");
+    }
+  }
+  // False at the end of the connection.
+  static bool receive(int fd, Record& record) {
+    std::uint32_t mark = 0;
+    if (::recv(fd, &mark, sizeof(mark), MSG_WAITALL) != static_cast<ssize_t>(sizeof(mark))) {
+      return false;
+    }
+    const std::uint32_t size = ntohl(mark) & ~kLastFragment;
+    std::string bytes(size, '\0');
+    if (size > 8192 || (ntohl(mark) & kLastFragment) == 0 ||
+        ::recv(fd, bytes.data(), size, MSG_WAITALL) != static_cast<ssize_t>(size)) {
+      give_up("record", "size");
+    }
+    record = Record{std::move(bytes)};
+    return true;
+  }
+
+ private:
+  static constexpr std::uint32_t kLastFragment = 0x80000000;
+  std::string bytes_;
+  std::size_t at_{};
+};
+
+// The answer to NLM_GRANTED_MSG, to the lock service that `to_server` is connected with.
+void call_granted_res(int to_server, const std::string& cookie) {
   constexpr std::uint32_t kGrantedRes = 15;
-  constexpr std::uint32_t kLastFragment = 0x80000000;
-  struct sockaddr_in address {};
+  struct sockaddr_storage address {};
   socklen_t size = sizeof(address);
   auto* const any = reinterpret_cast<struct sockaddr*>(&address);
-  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (fd < 0 || ::getpeername(to_server, any, &size) != 0 || ::connect(fd, any, size) != 0) {
-    give_up("granted_res", "connect");
-  }
-  std::string record;
+  if (::getpeername(to_server, any, &size) != 0) give_up("granted_res", "peer");
+  const int fd = ::socket(any->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0 || ::connect(fd, any, size) != 0) give_up("granted_res", "connect");
+  Record call;
+  // Transaction, call, RPC version 2; credentials and verifier are AUTH_NONE.
   for (const std::uint32_t word : {0x6c617463U, 0U, 2U, std::uint32_t{NLM_PROGRAM},
                                    std::uint32_t{NLM_V4}, kGrantedRes, 0U, 0U, 0U, 0U}) {
-    append(record, word);
+    call.put(word);
   }
-  append(record, cookie.data.data_len);
-  record.append(cookie.data.data_val, cookie.data.data_len);
-  record.resize((record.size() + 3) / 4 * 4);
-  append(record, NLM4_GRANTED);
-  std::string marked;
-  append(marked, kLastFragment | static_cast<std::uint32_t>(record.size()));
-  marked += record;
-  if (::write(fd, marked.data(), marked.size()) != static_cast<ssize_t>(marked.size())) {
-    give_up("granted_res", "write");
-  }
-  // Its reply says nothing, but that the call was read.
-  std::array<char, 64> reply{};
-  if (::read(fd, reply.data(), reply.size()) < 0) give_up("granted_res", "read");
+  call.put_opaque(cookie);
+  call.put(NLM4_GRANTED);
+  call.send(fd);
+  // Its reply says no more than that the call was read.
+  Record reply;
+  Record::receive(fd, reply);
   ::close(fd);
 }
 
-int on_null(struct rpc_context* rpc, struct rpc_msg* call) {
-  return rpc_send_reply(rpc, call, nullptr, reinterpret_cast<zdrproc_t>(zdr_void), 0);
-}
-
-int on_granted(struct rpc_context* rpc, struct rpc_msg* call) {
-  const auto* const args = static_cast<const NLM4_GRANTEDargs*>(call->body.cbody.args);
-  NLM4_GRANTEDres result{};
-  result.cookie = args->cookie;
-  result.status = NLM4_GRANTED;
-  granted_came = true;
-  return rpc_send_reply(rpc, call, &result, reinterpret_cast<zdrproc_t>(zdr_NLM4_GRANTEDres), 256);
-}
-
-int on_granted_msg(struct rpc_context* rpc, struct rpc_msg* call) {
-  const auto* const args = static_cast<const NLM4_GRANTEDargs*>(call->body.cbody.args);
-  const int sent = on_null(rpc, call);
-  call_granted_res(args->cookie);
-  granted_came = true;
-  return sent;
+// Answers the calls of one connection; true when one of them was GRANTED.
+bool serve_granted(int fd, int to_server) {
+  constexpr std::uint32_t kGranted = 5;
+  constexpr std::uint32_t kGrantedMsg = 10;
+  for (Record call; Record::receive(fd, call);) {
+    const std::uint32_t transaction = call.take();
+    for (int words = 0; words < 4; ++words) call.take();
+    const std::uint32_t procedure = call.take();
+    for (int of = 0; of < 2; ++of) {  // credentials, verifier
+      call.take();
+      call.take_opaque();
+    }
+    Record reply;
+    // Reply, accepted, verifier AUTH_NONE, success.
+    for (const std::uint32_t word : {transaction, 1U, 0U, 0U, 0U, 0U}) reply.put(word);
+    const bool granted = procedure == kGranted || procedure == kGrantedMsg;
+    const std::string cookie = granted ? call.take_opaque() : "";
+    if (procedure == kGranted) {
+      reply.put_opaque(cookie);
+      reply.put(NLM4_GRANTED);
+    }
+    reply.send(fd);
+    if (procedure == kGrantedMsg) call_granted_res(to_server, cookie);
+    if (granted) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -249,31 +302,11 @@ void NlmSession::offer_granted() {
 }
 
 void NlmSession::await_granted() {
-  to_server = rpc_get_fd(rpc_);
-  static std::array<struct service_proc, 3> procs{{
-      {NLM4_NULL, on_null, reinterpret_cast<zdrproc_t>(zdr_void), 0},
-      {NLM4_GRANT, on_granted, reinterpret_cast<zdrproc_t>(zdr_NLM4_GRANTEDargs),
-       sizeof(NLM4_GRANTEDargs)},
-      {NLM4_GRANT_MSG, on_granted_msg, reinterpret_cast<zdrproc_t>(zdr_NLM4_GRANTEDargs),
-       sizeof(NLM4_GRANTEDargs)},
-  }};
-  while (!granted_came) {
-    const int socket = ::accept4(listening_, nullptr, nullptr, SOCK_CLOEXEC);
-    if (socket < 0) give_up("callback", "accept");
-    struct rpc_context* const server = rpc_init_server_context(socket);
-    if (server == nullptr ||
-        rpc_register_service(server, NLM_PROGRAM, NLM_V4, procs.data(), procs.size()) != 0) {
-      give_up("callback", "service");
-    }
-    // Until the reply is sent too.
-    for (bool open = true; open && (!granted_came || (rpc_which_events(server) & POLLOUT) != 0);) {
-      struct pollfd one {};
-      one.fd = rpc_get_fd(server);
-      one.events = static_cast<short>(rpc_which_events(server));
-      if (::poll(&one, 1, -1) < 0) give_up("callback", "poll");
-      open = rpc_service(server, one.revents) == 0;
-    }
-    rpc_destroy_context(server);
+  for (bool granted = false; !granted;) {
+    const int fd = ::accept4(listening_, nullptr, nullptr, SOCK_CLOEXEC);
+    if (fd < 0) give_up("callback", "accept");
+    granted = serve_granted(fd, rpc_get_fd(rpc_));
+    ::close(fd);
   }
 }
 
