@@ -99,5 +99,9 @@ start_ganesha || not_ok "Ganesha starts" "$(tail -n 3 "$work/ganesha.log")"
 # shellcheck source=tests/nfs/ganesha_checks.sh
 source "$dir/ganesha_checks.sh"
 stop_ganesha TERM
+# Whoever still holds something was told above why.
+for pid in $(jobs -p); do
+  [[ " ${host_pid[*]} " == *" $pid "* ]] || kill -9 "$pid" 2>/dev/null || true
+done
 umount "$shared"
 end_checks

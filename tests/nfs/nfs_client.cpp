@@ -69,14 +69,19 @@ void say(const std::string& line) {
 class Session {
  public:
   Session(int version, std::string server, const std::string& exported)
-      : version_{version}, server_{std::move(server)}, nfs_{nfs_init_context()} {
+      : version_{version},
+        server_{std::move(server)},
+        exported_{exported},
+        nfs_{nfs_init_context()} {
     nfs_set_version(nfs_, version);
-    // A client of its own: locks are the client's and its owner's.
+    // A client of its own, each time: locks are the client's and its owner's.
     if (version == 4) {
+      static int sessions = 0;
       std::array<char, 65> host{};
       ::gethostname(host.data(), host.size() - 1);
-      nfs4_set_client_name(nfs_,
-                           (std::string{host.data()} + '/' + std::to_string(::getpid())).c_str());
+      const std::string name = std::string{host.data()} + '/' + std::to_string(::getpid()) + '/' +
+                               std::to_string(++sessions);
+      nfs4_set_client_name(nfs_, name.c_str());
     }
     need(nfs_mount(nfs_, server_.c_str(), exported.c_str()), "mount");
   }
@@ -86,6 +91,7 @@ class Session {
 
   int version() const { return version_; }
   const std::string& server() const { return server_; }
+  const std::string& exported() const { return exported_; }
   struct nfs_context* get() const {
     return nfs_;
   }
@@ -100,6 +106,7 @@ class Session {
  private:
   int version_;
   std::string server_;
+  std::string exported_;
   struct nfs_context* nfs_;
 };
 
@@ -129,15 +136,17 @@ class Open {
   int error_;
 };
 
-constexpr std::size_t kChunk = 16 * 1024;
+// Bytes a call: libnfs has no room for more in a call of NFSv4.
+std::size_t chunk_size(const Session& s) { return s.version() == 4 ? 2048 : 65536; }
 
 void put_file(const Session& s, const stdfs::path& from, const std::string& to) {
   struct nfsfh* file = nullptr;
   s.need(nfs_open2(s.get(), to.c_str(), O_CREAT | O_RDWR, 0600, &file), "create " + to);
   std::ifstream in{from, std::ios::binary};
-  std::string chunk(kChunk, '\0');
+
+  std::string chunk(chunk_size(s), '\0');
   std::uint64_t at = 0;
-  while (in.read(chunk.data(), kChunk), in.gcount() > 0) {
+  while (in.read(chunk.data(), static_cast<std::streamsize>(chunk.size())), in.gcount() > 0) {
     const auto n = static_cast<std::uint64_t>(in.gcount());
     // Fewer bytes than asked for would be an answer too.
     for (std::uint64_t done = 0; done < n;) {
@@ -173,10 +182,11 @@ void put(const Session& s, const stdfs::path& from, const std::string& to) {
 void get_file(const Session& s, const std::string& from, std::ostream& out) {
   const Open file{s, from, O_RDONLY};
   s.need(file.error(), "open " + from);
-  std::string chunk(kChunk, '\0');
+
+  std::string chunk(chunk_size(s), '\0');
   std::uint64_t at = 0;
   for (;;) {
-    const int n = nfs_pread(s.get(), file.get(), at, kChunk, chunk.data());
+    const int n = nfs_pread(s.get(), file.get(), at, chunk.size(), chunk.data());
     s.need(n, "read " + from);
     if (n == 0) return;
     out.write(chunk.data(), n);
@@ -237,11 +247,9 @@ int errno_of(int status) {
 class Lock {
  public:
   Lock(const Session& session, const std::string& path, const NlmRange& range)
-      : session_{session},
-        file_{session, path, session.version() == 4 && !range.exclusive ? O_RDONLY : O_RDWR},
-        range_{range} {
-    session.need(file_.error(), "open " + path);
-    if (session.version() == 3) nlm_.emplace(session.server(), file_.handle());
+      : session_{&session}, path_{path}, range_{range} {
+    open();
+    if (session.version() == 3) nlm_.emplace(session.server(), file_->handle());
   }
 
   // 0 or a negative errno. In its grace period a server tells us to come back.
@@ -250,6 +258,16 @@ class Lock {
       const int error = nlm_ ? take_v3(wait) : take_v4(F_WRLCK, wait);
       if (error != kLater) return error;
       ::usleep(300'000);
+      // libnfs gives the request after a refused one the same number, which makes it the same
+      // request to the server (RFC 7530, 9.1.7): only another client can ask again.
+      if (!nlm_) {
+        file_.reset();
+        std::unique_ptr<Session> next =
+            std::make_unique<Session>(4, session_->server(), session_->exported());
+        session_ = next.get();
+        again_ = std::move(next);
+        open();
+      }
     }
   }
   void drop() {
@@ -262,7 +280,7 @@ class Lock {
   // Any call that a lock's state is named in renews the client's lease.
   void renew() {
     std::array<char, 1> byte{};
-    if (!nlm_) nfs_pread(session_.get(), file_.get(), 0, byte.size(), byte.data());
+    if (!nlm_) nfs_pread(session_->get(), file_->get(), 0, byte.size(), byte.data());
   }
   NlmSession& nlm() { return *nlm_; }
   bool by_nlm() const { return nlm_.has_value(); }
@@ -270,6 +288,11 @@ class Lock {
  private:
   static constexpr int kLater = 1;
 
+  void open() {
+    file_.emplace(*session_, path_,
+                  session_->version() == 4 && !range_.exclusive ? O_RDONLY : O_RDWR);
+    session_->need(file_->error(), "open " + path_);
+  }
   int take_v3(bool wait) {
     if (wait) nlm_->offer_granted();
     const int status = nlm_->lock(range_, wait);
@@ -286,9 +309,9 @@ class Lock {
     lock.l_start = range_.start;
     // NFSv4 writes "to the end" differently: RFC 7530, 16.10.
     lock.l_len = range_.length == 0 ? UINT64_MAX : range_.length;
-    const int error = nfs_fcntl(session_.get(), file_.get(), NFS4_F_SETLK, &lock);
+    const int error = nfs_fcntl(session_->get(), file_->get(), NFS4_F_SETLK, &lock);
     if (error == 0) return 0;
-    const std::string why = nfs_get_error(session_.get());
+    const std::string why = nfs_get_error(session_->get());
     if (why.find("GRACE") != std::string::npos) return kLater;
     const bool denied = why.find("DENIED") != std::string::npos;
     // NFSv4.0 has no other way to wait than to ask again.
@@ -296,9 +319,11 @@ class Lock {
     return denied ? -EAGAIN : error;
   }
 
-  const Session& session_;
-  Open file_;
+  std::unique_ptr<Session> again_;
+  const Session* session_;
+  std::string path_;
   NlmRange range_;
+  std::optional<Open> file_;
   std::optional<NlmSession> nlm_;
 };
 
