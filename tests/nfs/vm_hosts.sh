@@ -107,6 +107,19 @@ start_server() {
   rpc.mountd
 }
 
+# The lock service for NFSv3: the document's command, with a shorter grace period.
+no_nlm() { ! pidof latchfs-nlm >/dev/null; }
+start_nlm() {
+  local -a command
+  read -r -a command </recipe/nlm
+  "${command[@]}" --grace=5 --log=/tmp/nlm.log
+}
+stop_nlm() { # stop_nlm SIGNAL
+  # shellcheck disable=SC2046
+  kill "-$1" $(pidof latchfs-nlm)
+  within 60 no_nlm
+}
+
 restart_mountd() {
   # shellcheck disable=SC2046
   kill $(pidof rpc.mountd)

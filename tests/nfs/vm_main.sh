@@ -16,7 +16,7 @@ limit=$(sed -n 's/.*limit=\([0-9]*\).*/\1/p' /proc/cmdline)
     grep -qE 'nfs|rpc|fuse|lockd' "$stack" && printf '%s %s\n' "$stack" "$(tr '\0' ' ' <"${stack%stack}cmdline")" && head -n 12 "$stack"
   done
   head -n 20 /proc/net/rpc/*/content
-  tail -n 20 /tmp/latchfs.log
+  tail -n 20 /tmp/latchfs.log /tmp/nlm.log
 ) &
 trap 'note "died at ${BASH_SOURCE[0]}:$LINENO"' ERR
 
