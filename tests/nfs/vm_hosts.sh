@@ -48,8 +48,10 @@ name_everybody() {
   printf '%s\n' root:x:0: nogroup:x:65534: user:x:1000: guest:x:1001: >/etc/group
   printf '%s\n' 'passwd: files' 'group: files' 'hosts: files' 'services: files' 'rpc: files' \
     'protocols: files' 'netgroup: files' >/etc/nsswitch.conf
-  printf '%s\n' '127.0.0.1 localhost' '10.9.1.1 server' '10.9.2.1 server' '10.9.1.2 alpha' \
-    '10.9.2.2 beta' >/etc/hosts
+  printf '%s\n' '127.0.0.1 localhost' '10.9.1.1 server' '10.9.1.2 alpha' '10.9.2.2 beta' >/etc/hosts
+  # The server has an address in each of its networks: a host's view of it is the reachable one.
+  sed 's/10.9.1.1/10.9.2.1/' /etc/hosts >/etc/hosts.beta
+  cp /etc/hosts /etc/hosts.alpha
 }
 
 make_client() { # make_client HOST NUMBER
@@ -57,6 +59,7 @@ make_client() { # make_client HOST NUMBER
   # shellcheck disable=SC2016
   unshare --mount --uts --net --propagation private -- bash -c '
     hostname "$1"
+    mount --bind "/etc/hosts.$1" /etc/hosts
     mount -t tmpfs run /run
     mount -t tmpfs state /var/lib
     mkdir -p /run/rpcbind /run/lock

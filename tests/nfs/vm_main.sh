@@ -52,10 +52,10 @@ wanted() { [[ ,$asked, == *,$1,* ]]; }
   done
 ) &
 slow=$!
-for group in locks control owners; do
+for group in locks control owners bench probe; do
   if wanted "$group"; then run_group "$group"; fi
 done
-works "what is slow came to its end" wait "$slow"
+wait "$slow" || not_ok "what is slow came to its end" "status $?"
 # Alone: it replaces the daemon.
 if wanted handles; then run_group handles; fi
 end_checks
