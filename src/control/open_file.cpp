@@ -1,6 +1,9 @@
 #include "control/open_file.h"
 
 #include <algorithm>
+#include <utility>
+
+#include "base/clock.h"
 
 namespace latchfs::control {
 
@@ -30,9 +33,21 @@ void Budget::give_back(std::size_t bytes) noexcept {
   used_.fetch_sub(bytes, std::memory_order_relaxed);
 }
 
+OpenListing::OpenListing(Begun begun, Budget& budget, Begin begin)
+    : begun_{std::move(begun)},
+      begun_at_{monotonic_ns()},
+      budget_{budget},
+      begin_{std::move(begin)} {}
+
 Result<std::string> OpenListing::read(std::uint64_t offset, std::size_t size) {
   const MutexLock lock{mu_};
-  return reader_->read(offset, size);
+  if (offset == 0 && monotonic_ns() - begun_at_ > kFresh) {
+    auto again = begin_();
+    if (!again) return again.error();
+    budget_.give_back(std::exchange(begun_, *std::move(again)).charged);
+    begun_at_ = monotonic_ns();
+  }
+  return begun_.reader->read(offset, size);
 }
 
 }  // namespace latchfs::control

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -53,21 +54,32 @@ class Budget {
   std::atomic<std::size_t> used_{0};
 };
 
+// A listing as it was when it was opened; read from the start again when that is longer ago than
+// kFresh, as it is then. NFS servers keep a file open, for all its readers, for as long as somebody
+// reads it: they would be told the same for ever.
 class OpenListing final : public OpenFile {
  public:
-  // `charged` bytes were taken from the budget.
-  OpenListing(std::unique_ptr<ListingReader> reader, Budget& budget, std::size_t charged)
-      : reader_{std::move(reader)}, budget_{budget}, charged_{charged} {}
+  static constexpr std::int64_t kFresh = 1'000'000'000;  // ns
+
+  struct Begun {
+    std::unique_ptr<ListingReader> reader;
+    std::size_t charged{};  // bytes that were taken from the budget
+  };
+  using Begin = std::function<Result<Begun>()>;
+
+  // `begin` is called by read(), later.
+  OpenListing(Begun begun, Budget& budget, Begin begin);
   OpenListing(const OpenListing&) = delete;
   OpenListing& operator=(const OpenListing&) = delete;
-  ~OpenListing() override { budget_.give_back(charged_); }
+  ~OpenListing() override { budget_.give_back(begun_.charged); }
   Result<std::string> read(std::uint64_t offset, std::size_t size) override;
 
  private:
   Mutex mu_;  // held while the table and the files are asked
-  const std::unique_ptr<ListingReader> reader_ PT_GUARDED_BY(mu_);
+  Begun begun_ GUARDED_BY(mu_);
+  std::int64_t begun_at_ GUARDED_BY(mu_);  // monotonic
   Budget& budget_;
-  const std::size_t charged_;
+  const Begin begin_;
 };
 
 // At most ListingReader::kMaxRead bytes of a text.

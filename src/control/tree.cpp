@@ -151,6 +151,7 @@ struct Tree::Impl {
     std::int64_t changed_ns{};
   };
   Result<Stamp> stamp_of(ListKind kind);
+  Result<OpenListing::Begun> begin_listing(const Scope& scope);
   Result<std::shared_ptr<OpenFile>> open_listing(const Scope& scope);
   Result<std::shared_ptr<OpenFile>> open_node(std::uint64_t node, int flags, const Caller& caller);
   Result<std::shared_ptr<OpenFile>> open_fixed(Fixed what, int flags, const Caller& caller);
@@ -303,7 +304,7 @@ Scope Tree::Impl::scope_of_file(FileId file, const Caller& caller) const {
   return {ListKind::kGrants, {}, file, viewer_of(context_, caller)};
 }
 
-Result<std::shared_ptr<OpenFile>> Tree::Impl::open_listing(const Scope& scope) {
+Result<OpenListing::Begun> Tree::Impl::begin_listing(const Scope& scope) {
   const auto stamp = stamp_of(scope.kind);
   if (!stamp) return stamp.error();
   auto reader = renderings_.open(scope, stamp->number);
@@ -313,8 +314,14 @@ Result<std::shared_ptr<OpenFile>> Tree::Impl::open_listing(const Scope& scope) {
     charged = 0;
     *reader = renderings_.open_lazily(scope);
   }
-  return std::shared_ptr<OpenFile>{
-      std::make_shared<OpenListing>(std::move(*reader), budget_, charged)};
+  return OpenListing::Begun{std::move(*reader), charged};
+}
+
+Result<std::shared_ptr<OpenFile>> Tree::Impl::open_listing(const Scope& scope) {
+  auto begun = begin_listing(scope);
+  if (!begun) return begun.error();
+  return std::shared_ptr<OpenFile>{std::make_shared<OpenListing>(
+      *std::move(begun), budget_, [this, scope] { return begin_listing(scope); })};
 }
 
 std::shared_ptr<OpenFile> Tree::Impl::open_requests(Fixed what, int flags, const Caller& caller) {
