@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "daemon/export_check.h"
 #include "daemon/launcher.h"
 #include "daemon/mount_config.h"
 #include "daemon/options.h"
@@ -97,6 +98,16 @@ void set_limits(Launcher& launcher) {
   log::debug("at most {} open files", files);
 }
 
+// Once, when the mount is made: exports change without us, but what is off is off from the start.
+void warn_of_exports(const Options& o, const std::string& mountpoint, Launcher& launcher) {
+  const ExportSetting setting{mountpoint, o.enforce == Enforce::kMandatory,
+                              leases_enabled("/proc")};
+  for (const std::string& line : export_warnings(read_exports("/etc"), setting)) {
+    launcher.warn(line);
+    log::warn("{}", line);
+  }
+}
+
 // Everything after the fork. What it says before the mount answers goes through the launcher.
 int serve(const Options& o, Places places, Launcher& launcher) {
   block_stop_signals();
@@ -106,6 +117,7 @@ int serve(const Options& o, Places places, Launcher& launcher) {
     return kExitFailure;
   }
   set_limits(launcher);
+  warn_of_exports(o, places.mountpoint, launcher);
 
   // Destroyed in the opposite order: the mount before the store, the store before its sink.
   fuse::ParkingLot parked;
