@@ -48,6 +48,13 @@ nfs_vm_add() {
   done
 }
 
+# nfs_vm_plugins ROOT DIR: what a program loads by itself, from DIR.
+nfs_vm_plugins() {
+  mkdir -p "$1$2"
+  cp -L "$2"/*.so "$1$2/"
+  nfs_vm_add "$1" "$2"/*.so
+}
+
 # nfs_vm_root ROOT KERNEL FILE...: the machine's files, and ours among its programs.
 nfs_vm_root() {
   local root=$1 kernel=$2 name version

@@ -35,18 +35,34 @@ for round in 1 2; do
   done
 done
 
+# Locks that clients hold meanwhile.
+put lock-4.2 text
+held_now as_user alpha lock_tool hold /mnt/alpha-4.2/kept/lock-4.2 ex 0 0
+holder_v4=$held
+if [[ -n $nlm ]]; then
+  put lock-3 text
+  held_now as_user alpha lock_tool hold /mnt/alpha-3/kept/lock-3 ex 0 0
+  holder_v3=$held
+fi
+
 # While the daemon is gone its directory must not be taken for the mount.
 kill_daemon
 exportfs -f
 as_user alpha timeout 5 touch /mnt/alpha-3/underneath 2>/dev/null || true
 is "nothing is written to the directory below a mount that is gone" "$(ls -A "$shared")" ""
-mount_latchfs
+is "who mounts is told nothing of exports that are right" "$(mount_latchfs 2>&1)" ""
 exportfs -f
 # What a client asked for meanwhile is asked again by nobody else (docs/nfs.md).
 restart_mountd
 for version in "${versions[@]}"; do
   becomes "v$version: files are there again" one as_user alpha cat "/mnt/alpha-$version/kept/f-$version"
 done
+if [[ -n $nlm ]]; then
+  is "v3: a lock outlives the daemon" \
+    "$(as_user_at server lock_tool try "$shared/kept/lock-3" ex 0 0)" "denied EAGAIN"
+  end_holder "$holder_v3"
+  becomes "v3: and is given back" granted as_user_at server lock_tool try "$shared/kept/lock-3" ex 0 0
+fi
 ask 3 read
 is "v3: a handle outlives the daemon" "$reply" "read one"
 ask 3 "write two"
@@ -85,3 +101,22 @@ rm "$store/kept/behind"
 ask behind read
 matches "v3: a file that was removed behind the mount" "$reply" "read @(ESTALE|one)"
 end_keeper behind
+
+# NFSv4's locks went with the daemon; the server's restart is what makes clients reclaim them.
+note "v4.2: a lock held while the daemon was replaced: $(as_user_at server lock_tool try "$shared/kept/lock-4.2" ex 0 0)"
+stop_nfsd
+start_nfsd
+becomes "v4.2: a lock is reclaimed from the new daemon when the server restarts" "denied EAGAIN" \
+  as_user_at server lock_tool try "$shared/kept/lock-4.2" ex 0 0
+end_holder "$holder_v4"
+
+# What is off about an export is said when the mount is made.
+kill_daemon
+echo "$shared *(rw)" >/etc/exports
+echo 1 >/proc/sys/fs/leases-enable
+said_at_mount=$(mount_latchfs 2>&1)
+for word in fsid= "'mp'" fs.leases-enable; do
+  matches "who mounts is told of $word" "$said_at_mount" "*$word*"
+done
+cp /recipe/exports /etc/exports
+bash -eu /recipe/sysctl

@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # /init of the virtual machine: makes it one, runs the checks named on the kernel's command line
 # (checks=NAME,…: /checks/vm_NAME.sh), and ends it whatever becomes of them.
 /bin/busybox --install -s /bin 2>/dev/null

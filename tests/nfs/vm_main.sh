@@ -11,6 +11,7 @@ source /checks/vm_hosts.sh
 limit=$(sed -n 's/.*limit=\([0-9]*\).*/\1/p' /proc/cmdline)
 (
   sleep $((limit - 20))
+  # shellcheck disable=SC2009
   ps | grep -v '\['
   for stack in /proc/[0-9]*/stack; do
     grep -qE 'nfs|rpc|fuse|lockd' "$stack" && printf '%s %s\n' "$stack" "$(tr '\0' ' ' <"${stack%stack}cmdline")" && head -n 12 "$stack"
