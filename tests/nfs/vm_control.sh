@@ -13,7 +13,7 @@ seen() { # seen HOST VERSION FILE
   as_user "$1" cat "/mnt/$1-$2/.locks/list?ref=%2Fctl%2F$3" | jq '.grants | length'
 }
 
-for version in 3 4.0 4.2; do
+for version in 3 4.2; do
   tree=/mnt/alpha-$version/.locks
   is "v$version: README" "$(as_user alpha cat "$tree/README")" "$(<"$locks/README")"
   matches "v$version: status" "$(as_user alpha cat "$tree/status" | jq -r .table)" machine

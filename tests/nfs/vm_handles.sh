@@ -39,11 +39,9 @@ done
 put lock-4.2 text
 held_now as_user alpha lock_tool hold /mnt/alpha-4.2/kept/lock-4.2 ex 0 0
 holder_v4=$held
-if [[ -n $nlm ]]; then
-  put lock-3 text
-  held_now as_user alpha lock_tool hold /mnt/alpha-3/kept/lock-3 ex 0 0
-  holder_v3=$held
-fi
+put lock-3 text
+held_now as_user alpha lock_tool hold /mnt/alpha-3/kept/lock-3 ex 0 0
+holder_v3=$held
 
 # While the daemon is gone its directory must not be taken for the mount.
 kill_daemon
@@ -57,12 +55,10 @@ restart_mountd
 for version in "${versions[@]}"; do
   becomes "v$version: files are there again" one as_user alpha cat "/mnt/alpha-$version/kept/f-$version"
 done
-if [[ -n $nlm ]]; then
-  is "v3: a lock outlives the daemon" \
-    "$(as_user_at server lock_tool try "$shared/kept/lock-3" ex 0 0)" "denied EAGAIN"
-  end_holder "$holder_v3"
-  becomes "v3: and is given back" granted as_user_at server lock_tool try "$shared/kept/lock-3" ex 0 0
-fi
+is "v3: a lock outlives the daemon" \
+  "$(as_user_at server lock_tool try "$shared/kept/lock-3" ex 0 0)" "denied EAGAIN"
+end_holder "$holder_v3"
+becomes "v3: and is given back" granted as_user_at server lock_tool try "$shared/kept/lock-3" ex 0 0
 ask 3 read
 is "v3: a handle outlives the daemon" "$reply" "read one"
 ask 3 "write two"

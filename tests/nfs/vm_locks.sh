@@ -2,8 +2,7 @@
 # Locks among five sites: the server's own processes, and two clients by different versions.
 # A site is HOST or HOST:VERSION; files are named from the root of the mount.
 
-sites=(server alpha:4.0 beta:4.2)
-[[ -z $nlm ]] || sites+=(alpha:3 beta:3)
+sites=(server alpha:3 beta:3 alpha:4.0 beta:4.2)
 path_at() { # path_at SITE FILE
   case $1 in
     server) printf '%s/%s' "$shared" "$2" ;;
@@ -147,10 +146,10 @@ check_server_restart() {
   done
   stop_nfsd
   # lockd takes its port back when nfsd starts: docs/nfs.md.
-  [[ -z $nlm ]] || stop_nlm TERM
+  stop_nlm TERM
   is "a stopped server holds no locks" "$(listed .path)" ""
   start_nfsd
-  [[ -z $nlm ]] || start_nlm
+  start_nlm
   for version in 4.0 4.2; do
     file=locks/restart-$version
     # (In the grace period it waits; after that the lock is the first client's again.)
@@ -190,12 +189,8 @@ check_nlm_restart() {
   becomes "v3: and what was reclaimed ends" granted lock_at server try "$file" ex 0 0
 }
 
-for part in conflicts blocking cancel silent_client server_restart; do
+for part in conflicts blocking cancel silent_client server_restart rebooted_client nlm_restart; do
   began_part=$SECONDS
   "check_$part"
   note "locks: $part took $((SECONDS - began_part)) s"
 done
-if [[ -n $nlm ]]; then
-  check_rebooted_client
-  check_nlm_restart
-fi

@@ -27,9 +27,7 @@ start_rpc_of_server
 make_client alpha 1
 make_client beta 2
 start_server
-# The lock service for NFSv3.
-nlm=$(command -v latchfs-nlm || true)
-[[ -z $nlm ]] || start_nlm
+start_nlm
 for host in alpha beta; do
   for version in 3 4.0 4.2; do
     works "$host mounts by NFSv$version" mount_nfs "$host" "$version"

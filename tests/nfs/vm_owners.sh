@@ -14,7 +14,7 @@ number=0
 for client in alpha beta; do
   number=$((number + 1))
   address=10.9.$number.2
-  for version in 4.0 4.2 ${nlm:+3}; do
+  for version in 3 4.0 4.2; do
     path=/own/$client-$version
     : >"$store$path"
     chown "$user" "$store$path"
