@@ -11,12 +11,12 @@ drop_caches() {
 make_tree() { # make_tree DIR: with an ordinary user's files only
   local dir=$1 i
   mkdir -p "$dir/deep/er/est" "$dir/with spaces/ünïcödé 目录"
-  for ((i = 0; i < 200; i++)); do
+  for ((i = 0; i < 120; i++)); do
     printf 'file %d\n%*s\n' "$i" $((i * 37)) "$i" >"$dir/deep/er/f$i"
   done
   printf 'a\n' >"$dir/with spaces/ünïcödé 目录/name with spaces, \"quotes\" and \\"
   : >"$dir/empty"
-  dd if=/dev/urandom of="$dir/large" bs=1M count=20 2>/dev/null
+  dd if=/dev/urandom of="$dir/large" bs=1M count=4 2>/dev/null
   ln "$dir/deep/er/f1" "$dir/deep/hard"
   ln -s ../empty "$dir/deep/symbolic"
   ln -s 'nowhere at all' "$dir/dangling"
@@ -41,6 +41,12 @@ for version in 3 4.0 4.2; do
   is "v$version: the tree on the server" "$(manifest server "$shared/tree-$version")" "$wanted"
   is "v$version: the tree for the other client" "$(manifest beta "/mnt/beta-$version/tree-$version")" "$wanted"
 done
+dd if=/dev/urandom of="$work/large" bs=1M count=20 2>/dev/null
+chown "$user" "$work/large"
+works "v4.2: 20 MiB are copied in" as_user alpha cp "$work/large" /mnt/alpha-4.2/large
+drop_caches
+is "v3: and are the same for the other client" \
+  "$(as_user beta sha256sum /mnt/beta-3/large | cut -d " " -f 1)" "$(sha256sum "$work/large" | cut -d " " -f 1)"
 is "the tree in the directory behind it" "$(manifest server "$store/tree-3")" "$wanted"
 fails "v3: a stranger's directory is closed" on alpha setpriv --reuid 1001 --regid 1001 --clear-groups \
   ls "/mnt/alpha-3/tree-3/with spaces"
