@@ -181,7 +181,7 @@ std::string Dispatcher::serve_other(const Request& request, Proc procedure) {
     case Proc::kGrantedRes: {
       const auto answer = decode_answer(message.arguments);
       if (!answer) return garbage;
-      desk_.granted_answer(*answer, request.from);
+      desk_.granted_answer(*answer);
       return done;
     }
     case Proc::kFreeAll: {

@@ -183,6 +183,7 @@ void LockDesk::let_go() {
   drop_idle_files(monotonic_ns() - options_.idle_file_ns);
   files_.let_go();
   hosts_.expire();
+  tell_untold();
 }
 
 LockDesk::Figures LockDesk::figures() {

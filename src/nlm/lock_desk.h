@@ -47,8 +47,8 @@ class LockDesk {
     // After start only what was held before is given, to who reclaims it; ns.
     std::int64_t grace_ns{};
     // A client that is told of its grant hears of it again after the first, then twice that, and so
-    // on up to the longest, until it answers or the patience ends: then the lock is given back.
-    // (lockd never ends; but then a client that vanished keeps a lock for good.)
+    // on up to the longest, until it answers or the patience ends. If nothing can have reached it
+    // by then the lock is given back; else it keeps it, as it may well believe to have it.
     std::int64_t first_pause_ns{1'000'000'000};
     std::int64_t longest_pause_ns{30'000'000'000};
     std::int64_t grant_patience_ns{120'000'000'000};
@@ -82,7 +82,7 @@ class LockDesk {
   Status share(const ShareCall& call, const Source& from, const User& user);
   Status unshare(const ShareCall& call, const Source& from);
   // GRANTED_RES: the answer to a GRANTED_MSG of ours.
-  void granted_answer(const Answer& answer, const Source& from);
+  void granted_answer(const Answer& answer);
   void free_all(const FreeCall& call, const Source& from);
   // All that hosts of the address had is given back.
   void client_restarted(const std::string& address);
@@ -121,6 +121,8 @@ class LockDesk {
     bool message{};
     std::int64_t granted_at{};  // monotonic ns
     std::int64_t pause{};       // before it is told again
+    // So often it may have heard of its grant without our having its answer.
+    unsigned unanswered{};
   };
   using BlockPtr = std::shared_ptr<Block>;
 
@@ -189,11 +191,12 @@ class LockDesk {
   void watch_ends() noexcept;
   void wait_ended(const Waits::Event& event) EXCLUDES(mu_);
   BlockPtr find_block(WaiterToken token) EXCLUDES(mu_);
-  void deliver_at(std::int64_t at_ns, const BlockPtr& block);
+  void deliver_at(std::int64_t at_ns, const BlockPtr& block) EXCLUDES(mu_);
+  // Those for whom there was no place among the calls.
+  void tell_untold() EXCLUDES(mu_);
   void deliver(const BlockPtr& block);
-  // The client's answer to a grant; nothing: none came.
-  void delivered(const BlockPtr& block, const Status* answer);
-  void take_back(const BlockPtr& block, const char* why);
+  // The client's answer to a grant; nothing: none came. unanswered: as Outside::exchange().
+  void delivered(const BlockPtr& block, const Status* answer, unsigned unanswered);
   [[nodiscard]] std::string grant_cookie(WaiterToken token) const;
 
   const Options options_;
@@ -210,6 +213,7 @@ class LockDesk {
   Mutex mu_;
   std::map<NfsHandle, FilePtr> by_handle_ GUARDED_BY(mu_);
   std::unordered_map<std::uint64_t, BlockPtr> blocks_ GUARDED_BY(mu_);  // by token
+  std::vector<BlockPtr> untold_ GUARDED_BY(mu_);
   std::size_t idle_limit_ GUARDED_BY(mu_);  // of by_handle_: look for idle ones beyond
   std::thread ends_;
 };

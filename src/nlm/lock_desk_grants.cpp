@@ -65,9 +65,19 @@ void LockDesk::deliver_at(std::int64_t at_ns, const BlockPtr& block) {
       log::error("a grant is not told to its client: {}", e.what());
     }
   };
-  if (!outcalls_.at(at_ns, block->host->address, run)) {
-    take_back(block, "there are too many calls under way");
+  if (outcalls_.at(at_ns, block->host->address, run)) return;
+  // Too many: of its own, or of all. The lock is his all the same, and he is told a moment later.
+  const MutexLock hold{mu_};
+  untold_.push_back(block);
+}
+
+void LockDesk::tell_untold() {
+  std::vector<BlockPtr> untold;
+  {
+    const MutexLock hold{mu_};
+    untold.swap(untold_);
   }
+  for (const BlockPtr& block : untold) deliver_at(0, block);
 }
 
 // (Whoever does not know the number cannot say yes in the client's name, nor no.)
@@ -102,66 +112,80 @@ void LockDesk::deliver(const BlockPtr& block) {
     if (!told) {
       log::debug("GRANTED_MSG to {}: {}", where.address, told.error().message());
     }
-    return delivered(block, nullptr);  // GRANTED_RES may come, any time
+    return delivered(block, nullptr, told ? 1 : 0);  // GRANTED_RES may come, any time
   }
+  unsigned unanswered = 0;
   const auto answer =
-      outside_.call(where, kNlmProgram, kNlmVersion, static_cast<std::uint32_t>(Proc::kGranted),
-                    arguments, options_.call_patience);
+      outside_.exchange(where, kNlmProgram, kNlmVersion, static_cast<std::uint32_t>(Proc::kGranted),
+                        arguments, options_.call_patience, unanswered);
   if (!answer) {
     log::debug("GRANTED to {}: {}", where.address, answer.error().message());
-    return delivered(block, nullptr);
+    return delivered(block, nullptr, unanswered);
   }
   const auto said = decode_answer(*answer);
-  delivered(block, said ? &said->status : nullptr);
+  delivered(block, said ? &said->status : nullptr, unanswered);
 }
 
-void LockDesk::delivered(const BlockPtr& block, const Status* answer) {
+// A client whose answer got lost says no when it is asked again: what it waited for it has (so does
+// Linux, nlmclnt_grant()). Only the answer to the only copy tells that it wants the lock no more;
+// after that a lock that is not wanted is cancelled or unlocked by the client, one that is given
+// back is written under by two.
+void LockDesk::delivered(const BlockPtr& block, const Status* answer, unsigned unanswered) {
   std::int64_t again_at = 0;
-  bool refused = false;
+  const char* why = "it does not want it any more";
+  bool keeps = false;
   {
     File& file = *block->file;
     const MutexLock hold{file.mu};
     if (block->state != Block::State::kGranted) return;
+    block->unanswered += unanswered;
     const std::int64_t now = monotonic_ns();
     if (answer == nullptr || *answer == Status::kDeniedGracePeriod) {
       again_at = now + (answer == nullptr ? block->pause : kClientsGraceNs);
       block->pause = std::min(2 * block->pause, options_.longest_pause_ns);
-      refused = again_at - block->granted_at > options_.grant_patience_ns;
-    } else if (*answer != Status::kDenied) {
+      if (again_at - block->granted_at > options_.grant_patience_ns) {
+        again_at = 0;
+        keeps = block->unanswered != 0;
+        why = "it cannot be reached";
+      }
+    } else if (*answer != Status::kDenied || block->unanswered != 0) {
       // His; also when the answer makes no sense (lockd: nlmsvc_grant_reply()).
       return remove_locked(file, block);
-    } else {
-      refused = true;
+    }
+    if (again_at == 0) {
+      if (keeps) {
+        remove_locked(file, block);
+      } else {
+        undo_locked(file, block);
+      }
     }
   }
-  if (!refused) return deliver_at(again_at, block);
-  take_back(block, answer == nullptr ? "it does not answer" : "it does not want it any more");
-}
-
-void LockDesk::take_back(const BlockPtr& block, const char* why) {
-  {
-    File& file = *block->file;
-    const MutexLock hold{file.mu};
-    if (block->state != Block::State::kGranted) return;
-    undo_locked(file, block);
+  if (again_at != 0) return deliver_at(again_at, block);
+  if (keeps) {
+    log::warn("{} ({}) does not say whether it takes the lock it waited for: it keeps it",
+              log::printable(block->host->name), block->host->address);
+  } else {
+    log::info("a lock granted to {} ({}) is given back: {}", log::printable(block->host->name),
+              block->host->address, why);
   }
-  log::info("a lock granted to {} ({}) is given back: {}", log::printable(block->host->name),
-            block->host->address, why);
 }
 
-void LockDesk::granted_answer(const Answer& answer, const Source& from) {
+// The cookie says whose answer it is: a client may have more than one address.
+void LockDesk::granted_answer(const Answer& answer) {
   WaiterToken token;
   if (answer.cookie.size() != 2 * sizeof token.raw) return;
   std::memcpy(&token.raw, answer.cookie.data(), sizeof token.raw);
   if (answer.cookie != grant_cookie(token)) return;
   const BlockPtr block = find_block(token);
-  if (!block || block->host->address != from.address) return;
-  if (answer.status == Status::kDenied) return take_back(block, "it does not want it any more");
   // In grace: the pause that is under way will do.
-  if (answer.status == Status::kDeniedGracePeriod) return;
-  File& file = *block->file;
-  const MutexLock hold{file.mu};
-  if (block->state == Block::State::kGranted) remove_locked(file, block);
+  if (!block || answer.status == Status::kDeniedGracePeriod) return;
+  {
+    File& file = *block->file;
+    const MutexLock hold{file.mu};
+    // What this answers is no longer without one.
+    if (block->unanswered != 0) --block->unanswered;
+  }
+  delivered(block, &answer.status, 0);
 }
 
 }  // namespace latchfs::nlm

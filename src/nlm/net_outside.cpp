@@ -149,11 +149,14 @@ std::optional<Result<std::string>> results_of(std::string_view message, std::uin
 }
 
 Result<std::string> exchange_datagrams(int fd, std::string_view message, std::uint32_t xid,
-                                       const Deadline& deadline, milliseconds patience) {
+                                       const Deadline& deadline, milliseconds patience,
+                                       unsigned& unanswered) {
+  const unsigned before = unanswered;
   const auto resend = static_cast<int>(patience.count() / 3 + 1);
   std::array<char, kMostMessage> buffer;
   while (deadline.left() > 0) {
     if (auto sent = send_all(fd, message, deadline); !sent) return sent.error();
+    ++unanswered;
     const Deadline round{milliseconds{std::min(resend, deadline.left())}};
     while (round.left() > 0) {
       if (auto can = ready(fd, POLLIN, round.left()); !can) {
@@ -162,8 +165,13 @@ Result<std::string> exchange_datagrams(int fd, std::string_view message, std::ui
       }
       const ssize_t n = TEMP_FAILURE_RETRY(::recv(fd, buffer.data(), buffer.size(), MSG_DONTWAIT));
       if (n < 0 && errno == EAGAIN) continue;
-      if (n < 0) return last_errno();
+      if (n < 0) {
+        // Nobody is there: nor was he for the only copy.
+        if (errno == ECONNREFUSED && unanswered == before + 1) unanswered = before;
+        return last_errno();
+      }
       if (auto results = results_of({buffer.data(), static_cast<std::size_t>(n)}, xid)) {
+        --unanswered;
         return *results;
       }
     }
@@ -216,24 +224,30 @@ bool worth_another_port(std::error_code error) {
 
 Result<std::string> call_at(const Endpoint& endpoint, const std::string& local, bool tcp,
                             std::uint32_t program, std::uint32_t version, std::uint32_t procedure,
-                            std::string_view arguments, milliseconds patience) {
+                            std::string_view arguments, milliseconds patience,
+                            unsigned& unanswered) {
   const Deadline deadline{patience};
   const std::uint32_t xid = fresh_xid();
   const std::string message = encode_call(xid, program, version, procedure, arguments);
   const auto fd = connected(endpoint, local, tcp, deadline);
   if (!fd) return fd.error();
-  if (!tcp) return exchange_datagrams(fd->get(), message, xid, deadline, patience);
+  if (!tcp) return exchange_datagrams(fd->get(), message, xid, deadline, patience, unanswered);
   if (auto sent = send_all(fd->get(), framed(message), deadline); !sent) return sent.error();
+  ++unanswered;  // (of less than the whole nothing is done)
   for (;;) {
     const auto record = receive_record(fd->get(), deadline);
     if (!record) return record.error();
-    if (auto results = results_of(*record, xid)) return *results;
+    if (auto results = results_of(*record, xid)) {
+      --unanswered;
+      return *results;
+    }
   }
 }
 
 Result<std::uint16_t> NetOutside::port_of(const Where& where, std::uint32_t program,
                                           std::uint32_t version, milliseconds patience) {
   const auto rpcbind = Endpoint::parse(where.address, rpcbind_port_);
+  unsigned unanswered = 0;  // asked twice is as good as once
   if (!rpcbind) return errno_code(EINVAL);
   std::string arguments;
   put_word(arguments, program);
@@ -241,8 +255,8 @@ Result<std::uint16_t> NetOutside::port_of(const Where& where, std::uint32_t prog
   if (rpcbind->family() == AF_INET) {
     put_word(arguments, where.tcp ? IPPROTO_TCP : IPPROTO_UDP);
     put_word(arguments, 0);
-    const auto answer =
-        call_at(*rpcbind, where.local, false, kRpcbindProgram, 2, kGetPort, arguments, patience);
+    const auto answer = call_at(*rpcbind, where.local, false, kRpcbindProgram, 2, kGetPort,
+                                arguments, patience, unanswered);
     if (!answer) return answer.error();
     std::string_view rest = *answer;
     const auto port = get_word(rest);
@@ -253,8 +267,8 @@ Result<std::uint16_t> NetOutside::port_of(const Where& where, std::uint32_t prog
   put_text(arguments, where.tcp ? "tcp6" : "udp6");
   put_text(arguments, "");
   put_text(arguments, "");
-  const auto answer =
-      call_at(*rpcbind, where.local, false, kRpcbindProgram, 3, kGetPort, arguments, patience);
+  const auto answer = call_at(*rpcbind, where.local, false, kRpcbindProgram, 3, kGetPort, arguments,
+                              patience, unanswered);
   if (!answer) return answer.error();
   std::string_view rest = *answer;
   const auto size = get_word(rest);
@@ -283,9 +297,11 @@ void NetOutside::forget(const Key& key) {
   ports_.erase(key);
 }
 
-Result<std::string> NetOutside::call(const Where& where, std::uint32_t program,
-                                     std::uint32_t version, std::uint32_t procedure,
-                                     std::string_view arguments, milliseconds patience) {
+Result<std::string> NetOutside::exchange(const Where& where, std::uint32_t program,
+                                         std::uint32_t version, std::uint32_t procedure,
+                                         std::string_view arguments, milliseconds patience,
+                                         unsigned& unanswered) {
+  unanswered = 0;
   const Key key{where.address, program, version, where.tcp};
   auto known = remembered(key);
   for (;;) {
@@ -298,7 +314,7 @@ Result<std::string> NetOutside::call(const Where& where, std::uint32_t program,
     const auto endpoint = Endpoint::parse(where.address, number);
     if (!endpoint) return errno_code(EINVAL);
     auto results = call_at(*endpoint, where.local, where.tcp, program, version, procedure,
-                           arguments, patience);
+                           arguments, patience, unanswered);
     if (results) {
       if (!known) remember(key, number);
       return results;

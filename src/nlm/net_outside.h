@@ -17,9 +17,10 @@ class NetOutside final : public Outside {
   // rpcbind's port; another one than 111 for tests.
   explicit NetOutside(std::uint16_t rpcbind_port = 111) : rpcbind_port_{rpcbind_port} {}
 
-  Result<std::string> call(const Where& where, std::uint32_t program, std::uint32_t version,
-                           std::uint32_t procedure, std::string_view arguments,
-                           std::chrono::milliseconds patience) override EXCLUDES(mu_);
+  Result<std::string> exchange(const Where& where, std::uint32_t program, std::uint32_t version,
+                               std::uint32_t procedure, std::string_view arguments,
+                               std::chrono::milliseconds patience, unsigned& unanswered) override
+      EXCLUDES(mu_);
   Result<void> tell(const Where& where, std::uint32_t program, std::uint32_t version,
                     std::uint32_t procedure, std::string_view arguments,
                     std::chrono::milliseconds patience) override EXCLUDES(mu_);
@@ -43,10 +44,11 @@ class NetOutside final : public Outside {
   std::map<Key, Port> ports_ GUARDED_BY(mu_);
 };
 
-// One call at a known port, and its answer. local: "" any. Errors as Outside::call().
+// One call at a known port, and its answer. local: "" any. Errors as Outside::call(). unanswered:
+// as Outside::exchange(), added to what it was.
 [[nodiscard]] Result<std::string> call_at(const Endpoint& endpoint, const std::string& local,
                                           bool tcp, std::uint32_t program, std::uint32_t version,
                                           std::uint32_t procedure, std::string_view arguments,
-                                          std::chrono::milliseconds patience);
+                                          std::chrono::milliseconds patience, unsigned& unanswered);
 
 }  // namespace latchfs::nlm

@@ -161,8 +161,8 @@ instead of its lock manager. Returns when it answers; SIGTERM ends it.
                              back at the end; without it no client finds the port
   --table=NAME               the lock table, as the mounts' (machine)
   --grace=SECONDS            after the start only reclaimed locks (50; 0: none)
-  --grant-patience=SECONDS   how long a client may take to answer that it was
-                             granted what it waited for (120)
+  --grant-patience=SECONDS   how long a client that is granted what it waited
+                             for, and cannot be reached, keeps it (120)
   --no-statd                 lock without rpc.statd: nobody notices that a
                              client restarts, its locks stay
   --state-dir=DIR            who holds locks, for the next start

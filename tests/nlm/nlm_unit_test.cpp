@@ -374,8 +374,10 @@ TEST(NlmOutside, CallsWhereRpcbindSaysByEitherTransport) {
     const auto call = [&] {
       return outside.call(where, 100021, 4, 5, "echo", milliseconds{20'000});
     };
-    auto said = call();
+    unsigned unanswered = 77;
+    auto said = outside.exchange(where, 100021, 4, 5, "echo", milliseconds{600'000}, unanswered);
     ASSERT_TRUE(said) << said.error().message();
+    EXPECT_EQ(unanswered, 0U);
     EXPECT_EQ(*said, "echo");
     ASSERT_TRUE(call());
     EXPECT_EQ(machine.asked, 1) << "remembered";
@@ -410,13 +412,22 @@ TEST(NlmOutside, DatagramsAreSentAgainAndSilenceEnds) {
   FakeMachine machine;
   nlm::NetOutside outside{machine.rpcbind->port()};
   const nlm::Where where{"127.0.0.1", "", false};
+  unsigned unanswered = 77;
+  const auto call = [&](milliseconds patience) {
+    return outside.exchange(where, 100021, 4, 5, "", patience, unanswered);
+  };
+  EXPECT_TRUE(call(milliseconds{600'000}));
+  EXPECT_EQ(unanswered, 0U);
   machine.deaf = 1;
-  EXPECT_TRUE(outside.call(where, 100021, 4, 5, "", milliseconds{3'000}));
+  EXPECT_TRUE(call(milliseconds{3'000}));
+  EXPECT_GE(unanswered, 1U);
   machine.deaf = 1'000'000;
-  EXPECT_EQ(outside.call(where, 100021, 4, 5, "", milliseconds{30}).error(), errno_code(ETIMEDOUT));
+  EXPECT_EQ(call(milliseconds{30}).error(), errno_code(ETIMEDOUT));
+  EXPECT_GE(unanswered, 1U);
   machine.rpcbind.reset();
   nlm::NetOutside nobody{1};
-  EXPECT_FALSE(nobody.call(where, 100021, 4, 5, "", milliseconds{1'000}));
+  EXPECT_FALSE(nobody.exchange(where, 100021, 4, 5, "", milliseconds{1'000}, unanswered));
+  EXPECT_EQ(unanswered, 0U) << "it was never called: rpcbind is not there";
 }
 
 TEST(NlmOptions, AreRead) {

@@ -141,7 +141,61 @@ TEST_F(NlmWaits, AGrantTheClientDeniesIsGivenBack) {
   EXPECT_EQ(world.service->desk().figures().held, 0U);
 }
 
-TEST(NlmPatience, ASilentClientsGrantIsGivenBackAndTheNextOneHasIt) {
+// The first GRANTED finds the process that waits, the answer is lost; the next one finds nobody.
+TEST_F(NlmWaits, WhoDeniesWhatItMayHaveHeardBeforeKeepsIt) {
+  std::atomic<int> tries{0};
+  world.outside.answer_by([&](const FakeOutside::Call& call) -> Result<std::string> {
+    if (call.program == nlm::kNlmProgram && ++tries == 1) return errno_code(ETIMEDOUT);
+    return denies(call);
+  });
+  ASSERT_EQ(a.lock(a.request(1, 0, 0)), Status::kGranted);
+  EXPECT_EQ(b.lock(blocking(b.request(1, 0, 0, 9))), Status::kBlocked);
+  EXPECT_EQ(a.unlock(a.request(1, 0, 0)), Status::kGranted);
+  EXPECT_TRUE(quiet());
+  EXPECT_EQ(tries, 2);
+  EXPECT_EQ(world.grants(1), (std::vector<std::string>{"EX 0 0 9"}));
+  EXPECT_EQ(b.unlock(b.request(1, 0, 0, 9)), Status::kGranted);
+  EXPECT_TRUE(world.grants(1).empty());
+}
+
+TEST_F(NlmWaits, SoDoesWhoDeniesASecondCopyOfOneCall) {
+  world.outside.answer_by(denies);
+  world.outside.lost_copies = 1;
+  ASSERT_EQ(a.lock(a.request(1, 0, 0)), Status::kGranted);
+  EXPECT_EQ(b.lock(blocking(b.request(1, 0, 0))), Status::kBlocked);
+  EXPECT_EQ(a.unlock(a.request(1, 0, 0)), Status::kGranted);
+  EXPECT_TRUE(quiet());
+  EXPECT_EQ(world.grants(1).size(), 1U);
+}
+
+TEST_F(NlmWaits, WhoCouldNotBeReachedAndThenDeniesLosesIt) {
+  std::atomic<int> tries{0};
+  world.outside.answer_by([&](const FakeOutside::Call& call) -> Result<std::string> {
+    if (call.program == nlm::kNlmProgram && ++tries == 1) return errno_code(EHOSTUNREACH);
+    return denies(call);
+  });
+  ASSERT_EQ(a.lock(a.request(1, 0, 0)), Status::kGranted);
+  EXPECT_EQ(b.lock(blocking(b.request(1, 0, 0))), Status::kBlocked);
+  EXPECT_EQ(a.unlock(a.request(1, 0, 0)), Status::kGranted);
+  EXPECT_TRUE(quiet());
+  EXPECT_TRUE(world.grants(1).empty());
+}
+
+TEST(NlmPatience, WhoMayHaveHeardOfItsGrantAndIsSilentKeepsIt) {
+  auto options = NlmWorld::quick();
+  options.desk.grant_patience_ns = 100'000'000;
+  NlmWorld world{options};
+  auto a = world.client("a");
+  auto b = world.client("b");
+  world.outside.answer_by(silent);
+  ASSERT_EQ(a.lock(a.request(1, 0, 0)), Status::kGranted);
+  EXPECT_EQ(b.lock(blocking(b.request(1, 0, 0, 9))), Status::kBlocked);
+  EXPECT_EQ(a.unlock(a.request(1, 0, 0)), Status::kGranted);
+  EXPECT_TRUE(NlmWorld::await([&] { return world.service->desk().figures().waiting == 0; }));
+  EXPECT_EQ(world.grants(1), (std::vector<std::string>{"EX 0 0 9"}));
+}
+
+TEST(NlmPatience, AClientOutOfReachLosesItsGrantAndTheNextOneHasIt) {
   auto options = NlmWorld::quick();
   options.desk.grant_patience_ns = 300'000'000;
   NlmWorld world{options};
@@ -197,32 +251,50 @@ TEST_F(NlmWaits, WhoWaitsByMessageIsToldByMessage) {
   EXPECT_EQ(calls[1].procedure, static_cast<std::uint32_t>(Proc::kGrantedMsg));
   const std::string cookie = granted_call(calls[1]).cookie;
 
-  // Neither a cookie of somebody's making nor another machine's word counts.
+  // A cookie of somebody's making does not count.
   std::string wrong = cookie;
   wrong.back() ^= 1;
   b.call(Proc::kGrantedRes, nlm::encode_answer({wrong, Status::kDenied}));
   b.call(Proc::kGrantedRes, nlm::encode_answer({"", Status::kDenied}));
-  NlmClient other{world.port(), {"b", false, "127.0.0.2"}};
-  other.call(Proc::kGrantedRes, nlm::encode_answer({cookie, Status::kDenied}));
   EXPECT_EQ(world.grants(1).size(), 1U);
   EXPECT_EQ(world.service->desk().figures().waiting, 1U);
 
-  b.call(Proc::kGrantedRes, nlm::encode_answer({cookie, Status::kGranted}));
+  // The right one does, whichever of its addresses the client says it from.
+  NlmClient other{world.port(), {"b", false, "127.0.0.2"}};
+  other.call(Proc::kGrantedRes, nlm::encode_answer({cookie, Status::kGranted}));
   EXPECT_TRUE(quiet());
   EXPECT_EQ(world.grants(1).size(), 1U);
   b.call(Proc::kGrantedRes, nlm::encode_answer({cookie, Status::kDenied}));
   EXPECT_EQ(world.grants(1).size(), 1U) << "too late";
 }
 
-TEST_F(NlmWaits, AMessageThatDeniesTheGrantGivesItBack) {
+TEST(NlmMessages, AMessageThatDeniesTheGrantGivesItBack) {
+  auto options = NlmWorld::quick();
+  options.desk.first_pause_ns = 3'600'000'000'000;  // told once
+  options.desk.grant_patience_ns = 2 * options.desk.first_pause_ns;
+  NlmWorld world{options};
+  auto a = world.client("a");
+  auto b = world.client("b");
   ASSERT_EQ(a.lock(a.request(1, 0, 0)), Status::kGranted);
   b.call(Proc::kLockMsg, nlm::encode_lock_call(Form::kLock, blocking(b.request(1, 0, 0))));
   EXPECT_EQ(a.unlock(a.request(1, 0, 0)), Status::kGranted);
   const auto calls = world.outside.await(nlm::kNlmProgram, 2);
   ASSERT_GE(calls.size(), 2U);
   b.call(Proc::kGrantedRes, nlm::encode_answer({granted_call(calls[1]).cookie, Status::kDenied}));
-  EXPECT_TRUE(quiet());
+  EXPECT_EQ(world.service->desk().figures().waiting, 0U);
   EXPECT_TRUE(world.grants(1).empty());
+}
+
+TEST_F(NlmWaits, AMessageThatDeniesTheThirdCopyDoesNot) {
+  ASSERT_EQ(a.lock(a.request(1, 0, 0)), Status::kGranted);
+  b.call(Proc::kLockMsg, nlm::encode_lock_call(Form::kLock, blocking(b.request(1, 0, 0))));
+  EXPECT_EQ(a.unlock(a.request(1, 0, 0)), Status::kGranted);
+  // (LOCK_RES; and who is told a third time has been entered as told twice.)
+  const auto calls = world.outside.await(nlm::kNlmProgram, 4);
+  ASSERT_GE(calls.size(), 4U);
+  b.call(Proc::kGrantedRes, nlm::encode_answer({granted_call(calls[3]).cookie, Status::kDenied}));
+  EXPECT_EQ(world.service->desk().figures().waiting, 0U);
+  EXPECT_EQ(world.grants(1).size(), 1U);
 }
 
 TEST_F(NlmWaits, CancelEndsTheWait) {

@@ -60,15 +60,19 @@ FakeOutside::Call FakeOutside::note(const nlm::Where& where, std::uint32_t progr
   return calls_.back();
 }
 
-Result<std::string> FakeOutside::call(const nlm::Where& where, std::uint32_t program, std::uint32_t,
-                                      std::uint32_t procedure, std::string_view arguments,
-                                      milliseconds) {
+Result<std::string> FakeOutside::exchange(const nlm::Where& where, std::uint32_t program,
+                                          std::uint32_t, std::uint32_t procedure,
+                                          std::string_view arguments, milliseconds,
+                                          unsigned& unanswered) {
   Answer answer;
   {
     const std::lock_guard hold{mu_};
     answer = answer_;
   }
-  return answer(note(where, program, procedure, arguments, false));
+  auto results = answer(note(where, program, procedure, arguments, false));
+  unanswered = lost_copies;
+  if (!results) unanswered = results.error() == errno_code(EHOSTUNREACH) ? 0 : 1;
+  return results;
 }
 
 Result<void> FakeOutside::tell(const nlm::Where& where, std::uint32_t program, std::uint32_t,

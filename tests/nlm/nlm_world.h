@@ -69,14 +69,18 @@ class FakeOutside final : public nlm::Outside {
   using Answer = std::function<Result<std::string>(const Call&)>;
 
   FakeOutside();
-  Result<std::string> call(const nlm::Where& where, std::uint32_t program, std::uint32_t version,
-                           std::uint32_t procedure, std::string_view arguments,
-                           std::chrono::milliseconds patience) override;
+  Result<std::string> exchange(const nlm::Where& where, std::uint32_t program,
+                               std::uint32_t version, std::uint32_t procedure,
+                               std::string_view arguments, std::chrono::milliseconds patience,
+                               unsigned& unanswered) override;
   Result<void> tell(const nlm::Where& where, std::uint32_t program, std::uint32_t version,
                     std::uint32_t procedure, std::string_view arguments,
                     std::chrono::milliseconds patience) override;
 
   void answer_by(Answer answer);
+  // As many copies of a call that is answered went out in vain before. (Of one that is not: one,
+  // or none where the error is that nobody can be reached.)
+  std::atomic<unsigned> lost_copies{0};
   // Of the NLM program, or statd's.
   [[nodiscard]] std::vector<Call> calls(std::uint32_t program);
   // Waits until there are that many, a minute at most; then what there is.
