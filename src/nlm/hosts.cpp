@@ -22,9 +22,21 @@ Hosts::~Hosts() {
   }
 }
 
-std::vector<Hosts::Known> Hosts::take_idle_locked(std::int64_t before, std::size_t most) {
+std::pair<Hosts::Places::iterator, Hosts::Places::iterator> Hosts::of_locked(
+    const std::string& address) {
+  const auto first = hosts_.lower_bound({address, ""});
+  auto last = first;
+  while (last != hosts_.end() && last->first.first == address) ++last;
+  return {first, last};
+}
+
+std::vector<Hosts::Known> Hosts::take_idle_locked(std::int64_t before, std::size_t most,
+                                                  const std::string* address) {
   std::vector<std::pair<std::int64_t, Key>> idle;
-  for (const auto& [key, known] : hosts_) {
+  const auto all =
+      address != nullptr ? of_locked(*address) : std::pair{hosts_.begin(), hosts_.end()};
+  for (auto it = all.first; it != all.second; ++it) {
+    const auto& [key, known] = *it;
     // Nobody gets another reference but here: who is alone with it stays so.
     if (known.last_used < before && known.host->interest == 0 && known.host.use_count() == 1) {
       idle.emplace_back(known.last_used, key);
@@ -63,25 +75,38 @@ Result<HostPtr> Hosts::enter_unmonitored(const Key& key) {
       it->second.last_used = monotonic_ns();
       return it->second.host;
     }
-    if (hosts_.size() >= options_.most) {
-      // Several at once, so that looking for them is rare.
-      gone = take_idle_locked(monotonic_ns(), options_.most / 8 + 1);
+    const auto own = of_locked(key.first);
+    const auto of_address = static_cast<std::size_t>(std::distance(own.first, own.second));
+    // Several at once, so that looking for them is rare.
+    if (of_address >= options_.most_of_address) {
+      gone = take_idle_locked(monotonic_ns(), options_.most_of_address / 8 + 1, &key.first);
+      if (gone.empty()) return errno_code(ENOSPC);
+    } else if (hosts_.size() >= options_.most) {
+      gone = take_idle_locked(monotonic_ns(), options_.most / 8 + 1, nullptr);
       if (gone.empty()) return errno_code(ENOSPC);
     }
   }
   dispose(std::move(gone));
   const auto client = locks_.enter_client({key.second, key.first});
   if (!client) return client.error();
-  auto host = std::make_shared<Host>(key.second, key.first, *client);
-  HostPtr known;
+  HostPtr host;
+  bool twice = true;
   {
     const MutexLock hold{mu_};
-    const auto [it, added] = hosts_.try_emplace(key, Known{host, 0, false});
+    auto it = hosts_.find(key);
+    if (it == hosts_.end()) {
+      twice = false;
+      const auto own = of_locked(key.first);
+      auto tally =
+          own.first != own.second ? own.first->second.host->tally : std::make_shared<Tally>();
+      host = std::make_shared<Host>(key.second, key.first, *client, std::move(tally));
+      it = hosts_.emplace(key, Known{std::move(host), 0, false}).first;
+    }
     it->second.last_used = monotonic_ns();
-    known = it->second.host;
+    host = it->second.host;
   }
-  if (known != host) locks_.leave_client(*client);  // somebody was faster
-  return known;
+  if (twice) locks_.leave_client(*client);  // somebody was faster
+  return host;
 }
 
 Result<HostPtr> Hosts::enter(const std::string& name, const std::string& address,
@@ -115,10 +140,8 @@ HostPtr Hosts::find(const std::string& name, const std::string& address) {
 std::vector<HostPtr> Hosts::at_address(const std::string& address) {
   const MutexLock hold{mu_};
   std::vector<HostPtr> out;
-  for (auto it = hosts_.lower_bound({address, ""});
-       it != hosts_.end() && it->first.first == address; ++it) {
-    out.push_back(it->second.host);
-  }
+  const auto all = of_locked(address);
+  for (auto it = all.first; it != all.second; ++it) out.push_back(it->second.host);
   return out;
 }
 
@@ -135,7 +158,7 @@ void Hosts::expire() {
   std::vector<Known> gone;
   {
     const MutexLock hold{mu_};
-    gone = take_idle_locked(monotonic_ns() - options_.idle_ns, hosts_.size());
+    gone = take_idle_locked(monotonic_ns() - options_.idle_ns, hosts_.size(), nullptr);
   }
   dispose(std::move(gone));
 }

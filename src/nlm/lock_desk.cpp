@@ -1,4 +1,4 @@
-// The procedures. What comes of waits: lock_desk_grants.cpp.
+// The procedures. What comes of waits: lock_desk_grants.cpp; who has what: lock_desk_books.cpp.
 #include "nlm/lock_desk.h"
 
 #include <algorithm>
@@ -181,6 +181,7 @@ void LockDesk::drop_idle_files(std::int64_t before) {
 
 void LockDesk::let_go() {
   drop_idle_files(monotonic_ns() - options_.idle_file_ns);
+  pay_debts();
   files_.let_go();
   hosts_.expire();
   tell_untold();
@@ -193,26 +194,6 @@ LockDesk::Figures LockDesk::figures() {
   for (const auto& [handle, file] : by_handle_) out.held += file->interest != 0 ? 1 : 0;
   out.waiting = blocks_.size();
   return out;
-}
-
-void LockDesk::hold_locked(File& file, const HostPtr& host, OwnerId owner, ByteRange range) {
-  const auto [it, added] = file.held.try_emplace(owner.key);
-  if (added) {
-    it->second.host = host;
-    ++host->interest;
-    ++file.interest;
-  }
-  it->second.ranges.add(range);
-}
-
-void LockDesk::unhold_locked(File& file, OwnerId owner, ByteRange range) {
-  const auto it = file.held.find(owner.key);
-  if (it == file.held.end()) return;
-  it->second.ranges.remove(range);
-  if (!it->second.ranges.empty()) return;
-  --it->second.host->interest;
-  --file.interest;
-  file.held.erase(it);
 }
 
 TestAnswer LockDesk::test(const LockCall& call, const Source& from, const User& user) {
@@ -252,17 +233,6 @@ TestAnswer LockDesk::test(const LockCall& call, const Source& from, const User& 
   return out;
 }
 
-LockDesk::BlockPtr LockDesk::find_block_locked(File& file, OwnerId owner, ByteRange range,
-                                               const LockMode* mode) {
-  for (const BlockPtr& block : file.blocks) {
-    if (block->owner == owner && block->range == range &&
-        (mode == nullptr || block->mode == *mode)) {
-      return block;
-    }
-  }
-  return nullptr;
-}
-
 Status LockDesk::lock(const LockCall& call, const Source& from, const User& user, Manner manner) {
   if (in_grace() && !call.reclaim) return Status::kDeniedGracePeriod;
   const auto range = range_of(call.what);
@@ -296,21 +266,27 @@ Status LockDesk::lock_on(File& file, const FilePtr& shared, const HostPtr& host,
   if (call.reclaim && !in_grace()) {
     // Too late (XNFS; lockd as well), unless it is his already: then he has asked twice.
     const auto it = file.held.find(request.owner.key);
-    if (it == file.held.end() || !it->second.ranges.covers(request.range)) {
+    if (it == file.held.end() || !it->second.ranges.covers(request.range, request.mode)) {
       return Status::kDeniedGracePeriod;
     }
   }
-  const BlockPtr block = find_block_locked(file, request.owner, request.range, &request.mode);
+  BlockPtr block = find_block_locked(file, request.owner, request.range, &request.mode);
   if (block && block->state == Block::State::kGranted) {
     remove_locked(file, block);  // he learns it now
-    return Status::kGranted;
+    block = nullptr;
+    const auto it = file.held.find(request.owner.key);
+    // (Else he has unlocked some of it meanwhile.)
+    if (it != file.held.end() && it->second.ranges.covers(request.range, request.mode)) {
+      return Status::kGranted;
+    }
   }
   if (block && call.block) {
-    block->call = call;
+    block->what = call.what;
     block->from = from;
     block->message = manner.message;
     return Status::kBlocked;
   }
+  if (!room_locked(file, host, request.owner)) return Status::kDeniedNolocks;
   if (call.block && !call.reclaim) {
     return wait_locked(file, shared, host, request, call, from, manner);
   }
@@ -318,7 +294,7 @@ Status LockDesk::lock_on(File& file, const FilePtr& shared, const HostPtr& host,
   if (!got) return status_of(got.error());
   if (std::holds_alternative<Deadlock>(*got)) return Status::kDeadlock;
   if (!std::holds_alternative<Granted>(*got)) return Status::kDenied;
-  hold_locked(file, host, request.owner, request.range);
+  hold_locked(file, host, request.owner, call.what.svid, request.range, request.mode);
   if (block) {
     // What he waited for he has, whichever way.
     static_cast<void>(end_wait_locked(file, block));
@@ -330,14 +306,15 @@ Status LockDesk::lock_on(File& file, const FilePtr& shared, const HostPtr& host,
 Status LockDesk::wait_locked(File& file, const FilePtr& shared, const HostPtr& host,
                              const LockRequest& request, const LockCall& call, const Source& from,
                              Manner manner) {
-  if (host->waiting >= options_.most_waiting) return Status::kDeniedNolocks;
+  if (host->tally->waiting >= options_.most_waiting) return Status::kDeniedNolocks;
   auto block = std::make_shared<Block>();
   block->host = host;
   block->file = shared;
   block->owner = request.owner;
   block->range = request.range;
   block->mode = request.mode;
-  block->call = call;
+  block->holder = request.holder;
+  block->what = call.what;
   block->from = from;
   block->message = manner.message;
   file.blocks.reserve(file.blocks.size() + 1);
@@ -350,7 +327,7 @@ Status LockDesk::wait_locked(File& file, const FilePtr& shared, const HostPtr& h
     throw;
   }
   file.blocks.push_back(block);
-  ++host->waiting;
+  ++host->tally->waiting;
   ++host->interest;
   ++file.interest;
   const auto got = locks_.acquire(request, OnConflict::kQueue, block->token);
@@ -359,43 +336,8 @@ Status LockDesk::wait_locked(File& file, const FilePtr& shared, const HostPtr& h
   if (!got) return status_of(got.error());
   if (std::holds_alternative<Deadlock>(*got)) return Status::kDeadlock;
   if (!std::holds_alternative<Granted>(*got)) return Status::kDenied;
-  hold_locked(file, host, request.owner, request.range);
+  hold_locked(file, host, request.owner, call.what.svid, request.range, request.mode);
   return Status::kGranted;
-}
-
-void LockDesk::remove_locked(File& file, const BlockPtr& block) noexcept {
-  if (block->state == Block::State::kOver) return;
-  block->state = Block::State::kOver;
-  waits_.close(block->token);
-  std::erase(file.blocks, block);
-  --block->host->waiting;
-  --block->host->interest;
-  --file.interest;
-  const MutexLock hold{mu_};
-  blocks_.erase(block->token.raw);
-}
-
-LockDesk::Ended LockDesk::end_wait_locked(File& file, const BlockPtr& block) {
-  if (block->state == Block::State::kGranted) return Ended::kGranted;
-  if (locks_.cancel(file.id, block->token) == Cancelled::kCancelled) return Ended::kCancelled;
-  // It was over before; the word of it is on its way, and decides whether there is something to
-  // give back.
-  constexpr std::chrono::milliseconds kOnItsWay{5000};
-  const auto err = waits_.outcome(block->token, kOnItsWay);
-  if (!err) log::warn("the lock table did not say how a wait ended: taken as granted");
-  return err.value_or(0) == 0 ? Ended::kGranted : Ended::kRefused;
-}
-
-LockDesk::Ended LockDesk::undo_locked(File& file, const BlockPtr& block) {
-  const Ended how = end_wait_locked(file, block);
-  if (how == Ended::kGranted) {
-    if (const auto given = locks_.release(file.id, block->owner, block->range); !given) {
-      log::error("a lock could not be given back: {}", given.error().message());
-    }
-    unhold_locked(file, block->owner, block->range);
-  }
-  remove_locked(file, block);
-  return how;
 }
 
 Status LockDesk::cancel(const LockCall& call, const Source& from) {
@@ -410,7 +352,8 @@ Status LockDesk::cancel(const LockCall& call, const Source& from) {
   File& file = *shared;
   const LockMode mode = mode_of(call);
   const MutexLock hold{file.mu};
-  const BlockPtr block = find_block_locked(file, owner_of(call.what, from), *range, &mode);
+  const OwnerId owner = owner_meant_locked(file, call.what, from);
+  const BlockPtr block = find_block_locked(file, owner, *range, &mode);
   // XNFS: denied, "possibly because there was no outstanding lock request to cancel".
   if (!block) return Status::kDenied;
   // Granted, and the client does not know it yet: it is given back.
@@ -429,8 +372,8 @@ Status LockDesk::unlock(const LockCall& call, const Source& from) {
   // A file nobody has locked here needs not be opened to say that nothing of it is locked.
   if (!shared) return Status::kGranted;
   File& file = *shared;
-  const OwnerId owner = owner_of(call.what, from);
   const MutexLock hold{file.mu};
+  const OwnerId owner = owner_meant_locked(file, call.what, from);
   // As lockd: whoever unlocks does not wait for the same any more.
   while (const BlockPtr block = find_block_locked(file, owner, *range, nullptr)) {
     undo_locked(file, block);
@@ -472,9 +415,9 @@ Status LockDesk::share(const ShareCall& call, const Source& from, const User& us
     own->access = call.access;
     return Status::kGranted;
   }
-  if ((*host)->shares >= options_.most_shares) return Status::kDeniedNolocks;
+  if ((*host)->tally->shares >= options_.most_shares) return Status::kDeniedNolocks;
   file.shares.push_back({*host, call.owner, call.deny, call.access});
-  ++(*host)->shares;
+  ++(*host)->tally->shares;
   ++(*host)->interest;
   ++file.interest;
   return Status::kGranted;
@@ -496,7 +439,7 @@ Status LockDesk::unshare(const ShareCall& call, const Source& from) {
   });
   if (it == file.shares.end()) return Status::kGranted;
   file.shares.erase(it);
-  --host->shares;
+  --host->tally->shares;
   --host->interest;
   --file.interest;
   return Status::kGranted;
@@ -514,45 +457,6 @@ void LockDesk::client_restarted(const std::string& address) {
     log::info("{} ({}) restarted: its locks are given back", log::printable(host->name), address);
     free_host(host);
   }
-}
-
-void LockDesk::free_host(const HostPtr& host) {
-  ++host->epoch;
-  std::vector<FilePtr> files;
-  {
-    const MutexLock hold{mu_};
-    for (const auto& [handle, file] : by_handle_) {
-      if (file->interest != 0) files.push_back(file);
-    }
-  }
-  for (const FilePtr& file : files) free_host_on(*file, host);
-}
-
-void LockDesk::free_host_on(File& file, const HostPtr& host) {
-  const MutexLock hold{file.mu};
-  const std::vector<BlockPtr> blocks = file.blocks;
-  for (const BlockPtr& block : blocks) {
-    if (block->host == host) undo_locked(file, block);
-  }
-  for (auto it = file.held.begin(); it != file.held.end();) {
-    if (it->second.host != host) {
-      ++it;
-      continue;
-    }
-    const OwnerId owner{locks_.mount_id(), it->first, OwnerSpace::kRange};
-    if (const auto given = locks_.drop_owner(file.id, owner); !given) {
-      log::error("the locks of {} could not be given back: {}", log::printable(host->name),
-                 given.error().message());
-    }
-    --host->interest;
-    --file.interest;
-    it = file.held.erase(it);
-  }
-  const auto shares =
-      std::erase_if(file.shares, [&](const Share& one) { return one.host == host; });
-  host->shares -= static_cast<std::uint32_t>(shares);
-  host->interest -= static_cast<std::uint32_t>(shares);
-  file.interest -= static_cast<std::uint32_t>(shares);
 }
 
 }  // namespace latchfs::nlm

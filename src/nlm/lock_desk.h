@@ -24,6 +24,7 @@
 #include "base/mutex.h"
 #include "latchfs/lock_service.h"
 #include "nlm/files.h"
+#include "nlm/held_ranges.h"
 #include "nlm/hosts.h"
 #include "nlm/outcalls.h"
 #include "nlm/outside.h"
@@ -54,8 +55,11 @@ class LockDesk {
     std::int64_t grant_patience_ns{120'000'000'000};
     // For an answer to one such call.
     std::chrono::milliseconds call_patience{2000};
-    std::uint32_t most_waiting{4096};  // of one host
-    std::uint32_t most_shares{4096};   // likewise
+    // Of the hosts of one address together.
+    std::uint32_t most_waiting{4096};
+    std::uint32_t most_shares{4096};
+    std::uint32_t most_held{16'384};      // files with locks, each as often as it has owners
+    std::uint64_t most_locks{1'000'000};  // grants, as of one user in the table
     std::size_t most_idle_files{1024};
     std::int64_t idle_file_ns{2'000'000'000};
     std::int64_t admission_ns{2'000'000'000};  // how long a leave to lock a file is believed
@@ -114,21 +118,26 @@ class LockDesk {
     OwnerId owner;
     ByteRange range;
     LockMode mode{};
+    Holder holder;
     // The rest: File::mu of `file`.
     State state{State::kWaiting};
-    LockCall call;
+    What what;
     Source from;
     bool message{};
     std::int64_t granted_at{};  // monotonic ns
     std::int64_t pause{};       // before it is told again
     // So often it may have heard of its grant without our having its answer.
     unsigned unanswered{};
+    // What the owner held of the range, apart from what the wait brought: stays when that goes.
+    HeldRanges before;
   };
   using BlockPtr = std::shared_ptr<Block>;
 
   struct Holding {
     HostPtr host;
-    RangeUnion ranges;
+    std::int32_t svid{};
+    HeldRanges ranges;
+    RangeUnion owed;  // of them, what is to be given back and could not be: let_go() tries again
   };
   struct Share {
     HostPtr host;
@@ -163,6 +172,9 @@ class LockDesk {
   enum class Ended : std::uint8_t { kCancelled, kGranted, kRefused };
 
   [[nodiscard]] OwnerId owner_of(const What& what, const Source& from) const;
+  // The owner, of those that hold something or wait, whose locks are meant to go.
+  [[nodiscard]] OwnerId owner_meant_locked(File& file, const What& what, const Source& from) const
+      REQUIRES(file.mu);
   // The file, if it is in use here.
   FilePtr known(const NfsHandle& handle) EXCLUDES(mu_);
   // The file, opened unless it is, when the user may lock it.
@@ -180,11 +192,18 @@ class LockDesk {
                                     const LockMode* mode) REQUIRES(file.mu);
   Ended end_wait_locked(File& file, const BlockPtr& block) REQUIRES(file.mu);
   void remove_locked(File& file, const BlockPtr& block) noexcept REQUIRES(file.mu) EXCLUDES(mu_);
-  // Ends the wait, and gives back what it may have brought.
-  Ended undo_locked(File& file, const BlockPtr& block) REQUIRES(file.mu) EXCLUDES(mu_);
-  static void hold_locked(File& file, const HostPtr& host, OwnerId owner, ByteRange range)
+  // Ends the wait, and gives back what it may have brought, and no more.
+  void undo_locked(File& file, const BlockPtr& block) REQUIRES(file.mu) EXCLUDES(mu_);
+  // Whether the address may have one more lock on the file.
+  [[nodiscard]] bool room_locked(File& file, const HostPtr& host, OwnerId owner) const
       REQUIRES(file.mu);
+  // Enters a lock that was granted; given back if there is no memory for that.
+  void hold_locked(File& file, const HostPtr& host, OwnerId owner, std::int32_t svid,
+                   ByteRange range, LockMode mode) REQUIRES(file.mu);
   static void unhold_locked(File& file, OwnerId owner, ByteRange range) REQUIRES(file.mu);
+  // Gives it back; later, if the table cannot now.
+  void give_back_locked(File& file, OwnerId owner, ByteRange range) REQUIRES(file.mu);
+  void pay_debts() EXCLUDES(mu_);
   void free_host(const HostPtr& host) EXCLUDES(mu_);
   void free_host_on(File& file, const HostPtr& host) EXCLUDES(file.mu, mu_);
 
@@ -215,6 +234,7 @@ class LockDesk {
   std::unordered_map<std::uint64_t, BlockPtr> blocks_ GUARDED_BY(mu_);  // by token
   std::vector<BlockPtr> untold_ GUARDED_BY(mu_);
   std::size_t idle_limit_ GUARDED_BY(mu_);  // of by_handle_: look for idle ones beyond
+  std::atomic<bool> debts_{false};          // some Holding::owed is not empty
   std::thread ends_;
 };
 

@@ -42,7 +42,9 @@ void LockDesk::wait_ended(const Waits::Event& event) {
     if (event.err != 0) {
       remove_locked(file, block);
     } else {
-      hold_locked(file, block->host, block->owner, block->range);
+      const auto it = file.held.find(block->owner.key);
+      if (it != file.held.end()) block->before = it->second.ranges.within(block->range);
+      hold_locked(file, block->host, block->owner, block->what.svid, block->range, block->mode);
       block->state = Block::State::kGranted;
       block->granted_at = monotonic_ns();
       block->pause = options_.first_pause_ns;
@@ -99,8 +101,8 @@ void LockDesk::deliver(const BlockPtr& block) {
     const MutexLock hold{file.mu};
     if (block->state != Block::State::kGranted) return;
     call.cookie = grant_cookie(block->token);
-    call.exclusive = block->call.exclusive;
-    call.what = block->call.what;
+    call.exclusive = block->mode == LockMode::kExclusive;
+    call.what = block->what;
     where = {block->from.address, block->from.local, block->from.tcp};
     message = block->message;
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <vector>
 
 #include "latchfs/types.h"
 
@@ -39,6 +40,17 @@ class RangeUnion {
   [[nodiscard]] bool covers(ByteRange range) const {
     const auto it = parts_.upper_bound(range.begin());
     return it != parts_.begin() && std::prev(it)->second >= range.end();
+  }
+  // What of `range` is in it, in order.
+  [[nodiscard]] std::vector<ByteRange> within(ByteRange range) const {
+    std::vector<ByteRange> out;
+    auto it = parts_.upper_bound(range.begin());
+    if (it != parts_.begin() && std::prev(it)->second > range.begin()) --it;
+    for (; it != parts_.end() && it->first < range.end(); ++it) {
+      out.push_back(*ByteRange::from_half_open(std::max(it->first, range.begin()),
+                                               std::min(it->second, range.end())));
+    }
+    return out;
   }
   [[nodiscard]] bool empty() const { return parts_.empty(); }
   [[nodiscard]] std::size_t parts() const { return parts_.size(); }

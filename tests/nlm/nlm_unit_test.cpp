@@ -127,6 +127,14 @@ TEST(NlmRanges, AgreeWithAModelOfBytes) {
         }
       }
       ASSERT_EQ(real.parts(), parts);
+      std::array<bool, 32> inside{};
+      for (const ByteRange part : real.within(range)) {
+        for (std::uint64_t b = part.begin(); b < part.end(); ++b) {
+          ASSERT_TRUE(range.begin() <= b && b < range.end() && !inside[b]);
+          inside[b] = true;
+        }
+      }
+      for (std::size_t b = begin; b < end; ++b) ASSERT_EQ(inside[b], model[b]);
       ASSERT_EQ(real.empty(), parts == 0);
     }
   }

@@ -360,42 +360,85 @@ TEST_F(NlmWaits, AnUpgradeWaitsWithItsSharedLock) {
   EXPECT_EQ(world.grants(1), (std::vector<std::string>{"EX 0 10 1"}));
 }
 
-TEST(NlmLimits, AHostHasSoManyWaitersAndShares) {
-  auto options = NlmWorld::quick();
-  options.desk.most_waiting = 3;
-  options.desk.most_shares = 2;
-  NlmWorld world{options};
-  auto a = world.client("a");
-  auto b = world.client("b");
-  ASSERT_EQ(a.lock(a.request(1, 0, 0)), Status::kGranted);
-  for (int i = 0; i < 3; ++i) {
-    EXPECT_EQ(b.lock(blocking(b.request(1, 0, 10, i))), Status::kBlocked);
-  }
-  EXPECT_EQ(b.lock(blocking(b.request(1, 0, 10, 3))), Status::kDeniedNolocks);
-  EXPECT_EQ(b.cancel(b.request(1, 0, 10, 2)), Status::kGranted);
-  EXPECT_EQ(b.lock(blocking(b.request(1, 0, 10, 3))), Status::kBlocked);
-  for (std::uint64_t node = 1; node <= 2; ++node) {
-    EXPECT_EQ(b.ask_share(Proc::kShare, {"", "b", handle_of(node), "", 0, 1, false}),
-              Status::kGranted);
-  }
-  EXPECT_EQ(b.ask_share(Proc::kShare, {"", "b", handle_of(3), "", 0, 1, false}),
-            Status::kDeniedNolocks);
+// What a wait brings goes when its client does not want it; what the owner held before stays.
+TEST_F(NlmWaits, ACancelledUpgradeThatWasGrantedLeavesTheSharedLock) {
+  world.outside.answer_by(silent);
+  LockCall ours = a.request(1, 0, 10);
+  LockCall theirs = b.request(1, 5, 10, 2);
+  ours.exclusive = theirs.exclusive = false;
+  ASSERT_EQ(a.lock(ours), Status::kGranted);
+  ASSERT_EQ(b.lock(theirs), Status::kGranted);
+  // Wider than what it comes from, on both sides of it.
+  ours = a.request(1, 0, 30);
+  EXPECT_EQ(a.lock(a.request(1, 20, 5)), Status::kGranted);
+  EXPECT_EQ(a.lock(blocking(ours)), Status::kBlocked);
+  EXPECT_EQ(b.unlock(theirs), Status::kGranted);
+  world.outside.await(nlm::kNlmProgram, 1);
+  EXPECT_EQ(world.grants(1), (std::vector<std::string>{"EX 0 30 1"}));
+  EXPECT_EQ(a.cancel(ours), Status::kGranted);
+  EXPECT_EQ(world.grants(1), (std::vector<std::string>{"SH 0 10 1", "EX 20 5 1"}));
+  EXPECT_TRUE(quiet());
+  EXPECT_EQ(a.unlock(a.request(1, 0, 0)), Status::kGranted);
+  EXPECT_EQ(world.service->desk().figures().held, 0U);
 }
 
-TEST(NlmLimits, SoManyHostsAndIdleOnesMakeRoom) {
-  auto options = NlmWorld::quick();
-  options.hosts.most = 4;
-  NlmWorld world{options};
-  std::vector<NlmClient> clients;
-  for (int i = 0; i < 5; ++i) clients.push_back(world.client("host" + std::to_string(i)));
-  for (int i = 0; i < 4; ++i) {
-    NlmClient& c = clients[static_cast<std::size_t>(i)];
-    EXPECT_EQ(c.lock(c.request(static_cast<std::uint64_t>(i + 1), 0, 0)), Status::kGranted);
-  }
-  EXPECT_EQ(clients[4].lock(clients[4].request(9, 0, 0)), Status::kDeniedNolocks);
-  EXPECT_EQ(clients[1].unlock(clients[1].request(2, 0, 0)), Status::kGranted);
-  EXPECT_EQ(clients[4].lock(clients[4].request(9, 0, 0)), Status::kGranted);
-  EXPECT_LE(world.service->hosts().size(), 4U);
+TEST_F(NlmWaits, ADeniedUpgradeLeavesWhatIsHeldByThen) {
+  std::atomic<bool> deny{false};
+  world.outside.answer_by([&](const FakeOutside::Call& call) -> Result<std::string> {
+    if (call.program == nlm::kStatdProgram || deny) return denies(call);
+    return errno_code(EHOSTUNREACH);
+  });
+  LockCall ours = a.request(1, 0, 10);
+  LockCall theirs = b.request(1, 0, 10, 2);
+  ours.exclusive = theirs.exclusive = false;
+  ASSERT_EQ(a.lock(ours), Status::kGranted);
+  ASSERT_EQ(b.lock(theirs), Status::kGranted);
+  ours.exclusive = true;
+  EXPECT_EQ(a.lock(blocking(ours)), Status::kBlocked);
+  EXPECT_EQ(b.unlock(theirs), Status::kGranted);
+  world.outside.await(nlm::kNlmProgram, 1);
+  // Meanwhile another thread there gives some back, and takes some.
+  EXPECT_EQ(a.unlock(a.request(1, 0, 4)), Status::kGranted);
+  EXPECT_EQ(a.lock(a.request(1, 1, 1)), Status::kGranted);
+  deny = true;
+  EXPECT_TRUE(quiet());
+  EXPECT_EQ(world.grants(1), (std::vector<std::string>{"EX 1 1 1", "SH 4 6 1"}));
+}
+
+TEST_F(NlmWaits, WhoHasUnlockedWhatHeWasGrantedIsNotToldThatHeHasIt) {
+  world.outside.answer_by(silent);
+  ASSERT_EQ(a.lock(a.request(1, 0, 0)), Status::kGranted);
+  const LockCall call = blocking(b.request(1, 0, 10, 2));
+  EXPECT_EQ(b.lock(call), Status::kBlocked);
+  EXPECT_EQ(a.unlock(a.request(1, 0, 0)), Status::kGranted);
+  world.outside.await(nlm::kNlmProgram, 1);
+  EXPECT_EQ(b.unlock(b.request(1, 0, 0, 2)), Status::kGranted);
+  EXPECT_TRUE(world.grants(1).empty());
+  EXPECT_EQ(b.lock(call), Status::kGranted);
+  EXPECT_EQ(world.grants(1), (std::vector<std::string>{"EX 0 10 2"}));
+}
+
+// Cancelled, the same by another name: a client whose host name was set meanwhile.
+TEST_F(NlmWaits, CancelAndUnlockByAnotherNameOfTheSameProcess) {
+  ASSERT_EQ(a.lock(a.request(1, 0, 0, 1)), Status::kGranted);
+  EXPECT_EQ(b.lock(blocking(b.request(1, 0, 10, 2))), Status::kBlocked);
+  auto renamed = world.client("renamed");
+  EXPECT_EQ(renamed.cancel(renamed.request(1, 0, 10, 3)), Status::kDenied);
+  EXPECT_EQ(renamed.cancel(renamed.request(1, 0, 10, 2)), Status::kGranted);
+  EXPECT_EQ(world.waiters(1), 0U);
+  // Neither from elsewhere nor for another process.
+  NlmClient other{world.port(), {"renamed", false, "127.0.0.2"}};
+  EXPECT_EQ(other.unlock(other.request(1, 0, 0, 1)), Status::kGranted);
+  EXPECT_EQ(renamed.unlock(renamed.request(1, 0, 0, 2)), Status::kGranted);
+  EXPECT_EQ(world.grants(1).size(), 1U);
+  EXPECT_EQ(renamed.unlock(renamed.request(1, 0, 0, 1)), Status::kGranted);
+  EXPECT_TRUE(world.grants(1).empty());
+  EXPECT_EQ(world.service->desk().figures().held, 0U);
+  // Two whom it could be: neither.
+  EXPECT_EQ(a.lock(a.request(1, 0, 10, 1)), Status::kGranted);
+  EXPECT_EQ(b.lock(b.request(1, 10, 10, 1)), Status::kGranted);
+  EXPECT_EQ(renamed.unlock(renamed.request(1, 0, 0, 1)), Status::kGranted);
+  EXPECT_EQ(world.grants(1).size(), 2U);
 }
 
 // Waiters and holders of many clients, cancelled, granted, asked again at random moments: at the
