@@ -182,6 +182,7 @@ void LockDesk::drop_idle_files(std::int64_t before) {
 void LockDesk::let_go() {
   drop_idle_files(monotonic_ns() - options_.idle_file_ns);
   pay_debts();
+  compare_books();
   files_.let_go();
   hosts_.expire();
   tell_untold();

@@ -62,6 +62,8 @@ class LockDesk {
     std::uint64_t most_locks{1'000'000};  // grants, as of one user in the table
     std::size_t most_idle_files{1024};
     std::int64_t idle_file_ns{2'000'000'000};
+    // So long after the books were compared with the table they are again.
+    std::int64_t compare_ns{10'000'000'000};
     std::int64_t admission_ns{2'000'000'000};  // how long a leave to lock a file is believed
   };
 
@@ -204,6 +206,11 @@ class LockDesk {
   // Gives it back; later, if the table cannot now.
   void give_back_locked(File& file, OwnerId owner, ByteRange range) REQUIRES(file.mu);
   void pay_debts() EXCLUDES(mu_);
+  // Finds what an admin released: whoever held it is not told, and nobody else would let go of the
+  // file. A part of the files each time.
+  void compare_books() EXCLUDES(mu_);
+  // The number of grants that were looked at.
+  std::size_t compare_file(File& file) EXCLUDES(file.mu, mu_);
   void free_host(const HostPtr& host) EXCLUDES(mu_);
   void free_host_on(File& file, const HostPtr& host) EXCLUDES(file.mu, mu_);
 
@@ -233,8 +240,10 @@ class LockDesk {
   std::map<NfsHandle, FilePtr> by_handle_ GUARDED_BY(mu_);
   std::unordered_map<std::uint64_t, BlockPtr> blocks_ GUARDED_BY(mu_);  // by token
   std::vector<BlockPtr> untold_ GUARDED_BY(mu_);
-  std::size_t idle_limit_ GUARDED_BY(mu_);  // of by_handle_: look for idle ones beyond
-  std::atomic<bool> debts_{false};          // some Holding::owed is not empty
+  std::optional<NfsHandle> compared_ GUARDED_BY(mu_);  // the last one of this turn
+  std::int64_t compare_at_ GUARDED_BY(mu_){0};         // the next turn
+  std::size_t idle_limit_ GUARDED_BY(mu_);             // of by_handle_: look for idle ones beyond
+  std::atomic<bool> debts_{false};                     // some Holding::owed is not empty
   std::thread ends_;
 };
 

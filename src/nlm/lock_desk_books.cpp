@@ -1,6 +1,7 @@
 // Who holds what and who waits, as the desk has it beside the lock table.
 #include <algorithm>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "nlm/lock_desk.h"
 
@@ -114,6 +115,68 @@ void LockDesk::pay_debts() {
       give_back_locked(file, {locks_.mount_id(), key, OwnerSpace::kRange}, range);
     }
   }
+}
+
+void LockDesk::compare_books() {
+  constexpr std::size_t kGrantsAtOnce = 4096;
+  {
+    const MutexLock hold{mu_};
+    if (!compared_ && monotonic_ns() < compare_at_) return;
+  }
+  for (std::size_t seen = 0; seen < kGrantsAtOnce;) {
+    FilePtr file;
+    {
+      const MutexLock hold{mu_};
+      auto it = compared_ ? by_handle_.upper_bound(*compared_) : by_handle_.begin();
+      while (it != by_handle_.end() && it->second->interest == 0) ++it;
+      if (it == by_handle_.end()) {
+        compared_.reset();
+        compare_at_ = monotonic_ns() + options_.compare_ns;
+        return;
+      }
+      compared_ = it->first;
+      file = it->second;
+    }
+    seen += 1 + compare_file(*file);
+  }
+}
+
+std::size_t LockDesk::compare_file(File& file) {
+  constexpr std::uint32_t kPage = 256;
+  const MutexLock hold{file.mu};
+  if (file.held.empty()) return 0;
+  // The books may lack what a wait has brought this moment; what they have and the table has not
+  // was taken out there: only we could put it back, and we have the mutex.
+  std::unordered_map<std::uint64_t, RangeUnion> missing;
+  for (const auto& [key, holding] : file.held) {
+    for (const RangeUnion* of : {&holding.ranges.shared(), &holding.ranges.exclusive()}) {
+      for (const ByteRange part : of->within(ByteRange{})) missing[key].add(part);
+    }
+  }
+  ListQuery query;
+  query.file = file.id;
+  query.limit = kPage;
+  std::size_t seen = 0;
+  for (;;) {
+    const auto page = locks_.list(query);
+    if (!page) return seen;
+    seen += page->grants.size();
+    for (const Grant& grant : page->grants) {
+      if (grant.owner.mount != locks_.mount_id() || grant.owner.space != OwnerSpace::kRange) {
+        continue;
+      }
+      const auto it = missing.find(grant.owner.key);
+      if (it != missing.end()) it->second.remove(grant.range);
+    }
+    if (!page->next) break;
+    query.after = *page->next;
+  }
+  for (const auto& [key, ranges] : missing) {
+    for (const ByteRange part : ranges.within(ByteRange{})) {
+      unhold_locked(file, {locks_.mount_id(), key, OwnerSpace::kRange}, part);
+    }
+  }
+  return seen;
 }
 
 LockDesk::BlockPtr LockDesk::find_block_locked(File& file, OwnerId owner, ByteRange range,

@@ -80,6 +80,43 @@ TEST(NlmLimits, AnAddressHasSoManyWhateverItCallsItself) {
   EXPECT_EQ(b.lock(blocking(b.request(1, 0, 10))), Status::kBlocked);
 }
 
+// An admin's release, of which the client's machine is not told.
+TEST(NlmBooks, AFileWhoseLocksWereBrokenIsLetGo) {
+  auto options = NlmWorld::quick();
+  options.desk.compare_ns = 0;
+  NlmWorld world{options};
+  auto a = world.client("a");
+  auto b = world.client("b");
+  ASSERT_EQ(a.lock(a.request(1, 0, 10)), Status::kGranted);
+  ASSERT_EQ(a.lock(a.request(1, 20, 10)), Status::kGranted);
+  ASSERT_EQ(b.lock(b.request(1, 40, 10)), Status::kGranted);
+  ASSERT_EQ(b.lock(b.request(2, 0, 10)), Status::kGranted);
+  const auto release = [&](std::uint64_t node, std::uint64_t begin, ByteRange range) {
+    ListQuery query;
+    query.file = FileId{7, node};
+    const auto page = world.store->list(query);
+    for (const Grant& grant : page->grants) {
+      if (grant.range.begin() != begin) continue;
+      EXPECT_TRUE(world.store->break_range(grant.file, grant.owner, range, false));
+    }
+  };
+  release(1, 0, *ByteRange::from_half_open(0, 10));
+  release(2, 0, ByteRange{});
+  world.service->desk().let_go();
+  EXPECT_TRUE(NlmWorld::await([&] { return world.service->desk().figures().held == 1; }));
+  world.service->desk().let_go();
+  EXPECT_EQ(world.service->desk().figures().held, 1U) << "two locks are left there";
+  EXPECT_EQ(world.grants(1).size(), 2U);
+  release(1, 20, ByteRange{});
+  release(1, 40, ByteRange{});
+  EXPECT_TRUE(NlmWorld::await([&] {
+    world.service->desk().let_go();
+    return world.service->desk().figures().held == 0 && world.files.open_files() == 0;
+  }));
+  EXPECT_EQ(a.unlock(a.request(1, 0, 0)), Status::kGranted);
+  EXPECT_EQ(a.lock(a.request(1, 0, 0)), Status::kGranted);
+}
+
 // The table has no room to split a lock: it is given back when there is some.
 TEST(NlmDebts, WhatTheTableCannotTakeBackNowItTakesLater) {
   nlm::Waits waits;
