@@ -83,6 +83,13 @@ std::string Dispatcher::serve(const CallMessage& call, std::string_view message,
   if (peer.only_statd && procedure != Proc::kNull && procedure != Proc::kSmNotify) {
     return encode_reply(call.xid, Accept::kProcedureUnavailable, {});
   }
+  if (!port_suffices(procedure, peer)) {
+    if (complained_.due()) {
+      log::warn("{} asks from port {}, which anybody there can have: refused (--insecure-ports)",
+                request.from.address, peer.remote.port());
+    }
+    return encode_too_weak(call.xid);
+  }
   const bool shares = procedure == Proc::kShare || procedure == Proc::kUnshare;
   const bool locks =
       (procedure >= Proc::kTest && procedure <= Proc::kGrantedMsg) || procedure == Proc::kNmLock;
@@ -109,10 +116,14 @@ std::string Dispatcher::serve(const CallMessage& call, std::string_view message,
     }
   }
   try {
-    Said said = shares ? serve_share_call(request, procedure) : serve_lock_call(request, procedure);
-    tell(request, said);
-    std::string reply = said.reply;
-    if (!harmless) duplicates_.answered(id, std::move(said));
+    auto said = shares ? serve_share_call(request, procedure) : serve_lock_call(request, procedure);
+    if (!said) {
+      if (!harmless) duplicates_.dropped(id);
+      return {};
+    }
+    tell(request, *said);
+    std::string reply = said->reply;
+    if (!harmless) duplicates_.answered(id, std::move(*said));
     return reply;
   } catch (...) {
     if (!harmless) duplicates_.dropped(id);
@@ -120,14 +131,35 @@ std::string Dispatcher::serve(const CallMessage& call, std::string_view message,
   }
 }
 
-Dispatcher::Said Dispatcher::serve_lock_call(const Request& request, Proc procedure) {
+bool Dispatcher::port_suffices(Proc procedure, const Peer& peer) const {
+  if (peer.remote.port() < kFirstOrdinaryPort) return true;
+  switch (procedure) {
+    case Proc::kNull:
+    case Proc::kSmNotify:    // looked at there
+    case Proc::kGrantedRes:  // its cookie is a secret
+    case Proc::kTestRes:
+    case Proc::kLockRes:
+    case Proc::kCancelRes:
+    case Proc::kUnlockRes:
+      return true;
+    case Proc::kFreeAll:
+      return !options_.root_port_reserved;
+    default:
+      return options_.insecure_ports;
+  }
+}
+
+std::optional<Dispatcher::Said> Dispatcher::serve_lock_call(const Request& request,
+                                                            Proc procedure) {
   const CallMessage& message = request.call;
   const auto call = decode_lock_call(form_of(procedure), message.arguments);
-  if (!call) return {encode_reply(message.xid, Accept::kGarbageArguments, {}), {}, {}};
+  if (!call) return Said{encode_reply(message.xid, Accept::kGarbageArguments, {}), {}, {}};
   const User user = user_of(message.credentials);
   std::string results;
   if (plain(procedure) == Proc::kTest) {
-    results = encode_test_answer(desk_.test(*call, request.from, user));
+    const TestAnswer answer = desk_.test(*call, request.from, user);
+    if (answer.status == Status::kUnanswered) return std::nullopt;
+    results = encode_test_answer(answer);
   } else {
     Answer answer{call->cookie, Status::kDenied};
     switch (plain(procedure)) {
@@ -146,24 +178,27 @@ Dispatcher::Said Dispatcher::serve_lock_call(const Request& request, Proc proced
       default:
         break;  // GRANTED: we wait for nobody's locks
     }
+    if (answer.status == Status::kUnanswered) return std::nullopt;
     results = encode_answer(answer);
   }
   if (is_message(procedure)) {
-    return {encode_reply(message.xid, Accept::kSuccess, {}), result_of(procedure),
-            std::move(results)};
+    return Said{encode_reply(message.xid, Accept::kSuccess, {}), result_of(procedure),
+                std::move(results)};
   }
-  return {encode_reply(message.xid, Accept::kSuccess, results), {}, {}};
+  return Said{encode_reply(message.xid, Accept::kSuccess, results), {}, {}};
 }
 
-Dispatcher::Said Dispatcher::serve_share_call(const Request& request, Proc procedure) {
+std::optional<Dispatcher::Said> Dispatcher::serve_share_call(const Request& request,
+                                                             Proc procedure) {
   const CallMessage& message = request.call;
   const auto call = decode_share_call(message.arguments);
-  if (!call) return {encode_reply(message.xid, Accept::kGarbageArguments, {}), {}, {}};
+  if (!call) return Said{encode_reply(message.xid, Accept::kGarbageArguments, {}), {}, {}};
   ShareAnswer answer{call->cookie, Status::kDenied, 0};
   answer.status = procedure == Proc::kShare
                       ? desk_.share(*call, request.from, user_of(message.credentials))
                       : desk_.unshare(*call, request.from);
-  return {encode_reply(message.xid, Accept::kSuccess, encode_share_answer(answer)), {}, {}};
+  if (answer.status == Status::kUnanswered) return std::nullopt;
+  return Said{encode_reply(message.xid, Accept::kSuccess, encode_share_answer(answer)), {}, {}};
 }
 
 std::string Dispatcher::serve_other(const Request& request, Proc procedure) {
@@ -194,7 +229,7 @@ std::string Dispatcher::serve_other(const Request& request, Proc procedure) {
       // From this machine's root only, as lockd (nlm_privileged_requester()).
       const Endpoint& remote = request.peer.remote;
       if (!remote.loopback() ||
-          (options_.statd_port_reserved && remote.port() >= kFirstOrdinaryPort)) {
+          (options_.root_port_reserved && remote.port() >= kFirstOrdinaryPort)) {
         if (complained_.due()) {
           log::warn("{} calls itself our statd: ignored", request.from.address);
         }
@@ -202,7 +237,15 @@ std::string Dispatcher::serve_other(const Request& request, Proc procedure) {
       }
       const auto call = decode_status_call(message.arguments);
       if (!call) return garbage;
-      if (const auto address = monitor_.changed(*call)) desk_.client_restarted(*address);
+      const auto address = monitor_.changed(*call);
+      if (!address) return done;
+      try {
+        desk_.client_restarted(*address);
+      } catch (...) {
+        // statd says it again.
+        monitor_.unnote_change(*call);
+        throw;
+      }
       return done;
     }
     default:

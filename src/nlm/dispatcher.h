@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -31,8 +32,12 @@ class Dispatcher {
     bool root_squash{true};
     std::uint32_t anonymous_uid{65534};
     std::uint32_t anonymous_gid{65534};
-    // statd calls back from a reserved port; tests cannot always.
-    bool statd_port_reserved{true};
+    // Locks are for who speaks from a reserved port, so for root of his machine (exports(5),
+    // secure): anybody else could name any user and any process.
+    bool insecure_ports{};
+    // statd, and who gives all his machine's locks back, speaks from one in any case; tests cannot
+    // always.
+    bool root_port_reserved{true};
   };
   Dispatcher(Options options, LockDesk& desk, Monitor& monitor, Outside& outside,
              Outcalls& outcalls);
@@ -52,8 +57,11 @@ class Dispatcher {
     Source from;
   };
   std::string serve(const CallMessage& call, std::string_view message, const Peer& peer);
-  Said serve_lock_call(const Request& request, Proc procedure);
-  Said serve_share_call(const Request& request, Proc procedure);
+  // Whether the port it comes from allows the call.
+  [[nodiscard]] bool port_suffices(Proc procedure, const Peer& peer) const;
+  // Nothing: it is not answered.
+  std::optional<Said> serve_lock_call(const Request& request, Proc procedure);
+  std::optional<Said> serve_share_call(const Request& request, Proc procedure);
   std::string serve_other(const Request& request, Proc procedure);
   // Calls the client's _RES procedure.
   void tell(const Request& request, const Said& said);
@@ -64,8 +72,8 @@ class Dispatcher {
   Monitor& monitor_;
   Outside& outside_;
   Outcalls& outcalls_;
-  Duplicates duplicates_;
   Seldom complained_{10'000'000'000};
+  Duplicates duplicates_;
 };
 
 }  // namespace latchfs::nlm

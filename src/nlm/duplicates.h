@@ -25,25 +25,28 @@ class Duplicates {
   };
   enum class Seen : std::uint8_t { kNew, kUnderWay, kAnswered };
 
+  // most: answers that are kept, age_ns: how long. Requests under way are as many as the callers'
+  // threads: one that does not end takes no place from the others.
   Duplicates(std::size_t most, std::int64_t age_ns) : most_{most}, age_ns_{age_ns} {}
 
   // kNew: the caller says answered() or dropped() when it is done. kAnswered: `said` is filled in.
-  // `most` under way at once make every further one kUnderWay.
   Seen ask(std::uint64_t request, Said& said) EXCLUDES(mu_);
-  void answered(std::uint64_t request, Said said) EXCLUDES(mu_);
+  void answered(std::uint64_t request, Said said) noexcept EXCLUDES(mu_);
   void dropped(std::uint64_t request) noexcept EXCLUDES(mu_);
 
  private:
   struct Entry {
     std::uint64_t request{};
-    std::int64_t at{};  // monotonic ns
+    std::int64_t at{};  // monotonic ns: when it was answered
     bool done{};
     Said said;
   };
   const std::size_t most_;
   const std::int64_t age_ns_;
-  Mutex mu_;                                  // leaf
-  std::list<Entry> entries_ GUARDED_BY(mu_);  // oldest first
+  Mutex mu_;  // leaf
+  std::list<Entry> under_way_ GUARDED_BY(mu_);
+  std::list<Entry> done_ GUARDED_BY(mu_);  // oldest answer first
+  // Into either.
   std::unordered_map<std::uint64_t, std::list<Entry>::iterator> by_request_ GUARDED_BY(mu_);
 };
 

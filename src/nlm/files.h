@@ -25,6 +25,7 @@ struct OpenFile {
   FileId id;
   UniqueFd fd;       // none in tests without files
   bool read_only{};  // the file system is
+  Fsid fsid;         // where it was found
 };
 using OpenFilePtr = std::shared_ptr<const OpenFile>;
 

@@ -27,6 +27,8 @@ Status status_of(std::error_code error) {
       return Status::kTooBig;
     case EROFS:
       return Status::kReadOnly;
+    case EAGAIN:
+      return Status::kUnanswered;
     case ENOTCONN:
     case ENOLCK:
     case ENOMEM:
@@ -37,6 +39,11 @@ Status status_of(std::error_code error) {
     default:
       return Status::kFailed;
   }
+}
+
+// What kept a host from being entered.
+Status refusal_of(std::error_code error) {
+  return error == errno_code(EAGAIN) ? Status::kUnanswered : Status::kDeniedNolocks;
 }
 
 LockMode mode_of(const LockCall& call) {
@@ -244,7 +251,7 @@ Status LockDesk::lock(const LockCall& call, const Source& from, const User& user
   if (!file) return status_of(file.error());
   if (call.exclusive && (*file)->read_only) return Status::kReadOnly;
   const auto host = hosts_.enter(call.what.caller, from.address, from.local, manner.monitored);
-  if (!host) return Status::kDeniedNolocks;
+  if (!host) return refusal_of(host.error());
 
   LockRequest request;
   request.file = (*file)->id;
@@ -398,7 +405,7 @@ Status LockDesk::share(const ShareCall& call, const Source& from, const User& us
   constexpr std::uint32_t kWriting = 2;
   if ((call.access & kWriting) != 0 && file.read_only) return Status::kReadOnly;
   const auto host = hosts_.enter(call.caller, from.address, from.local, true);
-  if (!host) return Status::kDeniedNolocks;
+  if (!host) return refusal_of(host.error());
   const std::uint64_t epoch = (*host)->epoch;
 
   const MutexLock hold{file.mu};

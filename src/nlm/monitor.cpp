@@ -39,8 +39,8 @@ const std::string& own_callback_name() {
 
 }  // namespace
 
-Monitor::Monitor(Options options, Outside& outside, Outcalls& outcalls)
-    : options_{std::move(options)}, outside_{outside}, outcalls_{outcalls} {}
+Monitor::Monitor(Options options, Outside& outside, Outcalls& outcalls, Places& places)
+    : options_{std::move(options)}, outside_{outside}, outcalls_{outcalls}, places_{places} {}
 
 std::string Monitor::path(const char* folder, const std::string& address) const {
   return fmt::format("{}/{}/{}", options_.state_dir, folder, address);
@@ -57,21 +57,6 @@ void Monitor::restart() {
          fs::directory_iterator{fmt::format("{}/{}", options_.state_dir, kWatched)}) {
       fs::rename(entry.path(), path(kToTell, entry.path().filename().string()));
     }
-    // NSM's states go up by two at each boot, from small numbers: none of them is the time.
-    const auto state = static_cast<std::int32_t>(realtime_ns() / kSecond | 1);
-    for (const auto& entry :
-         fs::directory_iterator{fmt::format("{}/{}", options_.state_dir, kToTell)}) {
-      const std::string address = entry.path().filename().string();
-      std::string local;
-      std::getline(std::ifstream{entry.path()}, local);
-      if (!Endpoint::parse(address, 0)) {
-        log::warn("{} is no address: ignored", log::printable(entry.path().string()));
-        continue;
-      }
-      log::info("{} may have held locks when the last run ended: it is told to reclaim them",
-                address);
-      tell_of_restart(address, local, state, monotonic_ns(), kSecond);
-    }
   }
   if (!options_.statd) return;
   const auto answer = outside_.call(statd_here(), kStatdProgram, kStatdVersion,
@@ -82,6 +67,39 @@ void Monitor::restart() {
         "rpc.statd does not answer on this machine ({}): clients get no locks until it runs "
         "(--no-statd: lock without noticing that clients restart)",
         answer.error().message());
+  }
+}
+
+// NSM's states go up by two at each boot, from small numbers: none of them is the time. And by two
+// at least, also of runs in the same second: a client's statd ignores what it has heard already.
+std::int32_t Monitor::next_state() const {
+  const std::string path = fmt::format("{}/state", options_.state_dir);
+  std::int32_t last = 0;
+  if (!(std::ifstream{path} >> last)) last = 0;
+  const auto now = static_cast<std::int32_t>(realtime_ns() / kSecond | 1);
+  const std::int32_t state = last < INT32_MAX - 2 ? std::max(now, (last + 2) | 1) : now;
+  if (!(std::ofstream{path} << state << std::endl)) {
+    log::warn("{} cannot be written", log::printable(path));
+  }
+  return state;
+}
+
+void Monitor::tell_clients() {
+  if (options_.state_dir.empty()) return;
+  namespace fs = std::filesystem;
+  const std::int32_t state = next_state();
+  for (const auto& entry :
+       fs::directory_iterator{fmt::format("{}/{}", options_.state_dir, kToTell)}) {
+    const std::string address = entry.path().filename().string();
+    std::string local;
+    std::getline(std::ifstream{entry.path()}, local);
+    if (!Endpoint::parse(address, 0)) {
+      log::warn("{} is no address: ignored", log::printable(entry.path().string()));
+      continue;
+    }
+    log::info("{} may have held locks when the last run ended: it is told to reclaim them",
+              address);
+    tell_of_restart(address, local, state, monotonic_ns(), kSecond);
   }
 }
 
@@ -115,6 +133,8 @@ Result<void> Monitor::ask(const std::string& address, const std::string& local,
                           const Secret& secret) {
   // Kept before it counts: dying in between tells one client too many.
   remember(address, local);
+  // (Telling it of a restart of ours takes no statd here.)
+  if (!options_.statd) return {};
   const auto answer = outside_.call(
       statd_here(), kStatdProgram, kStatdVersion, static_cast<std::uint32_t>(StatdProc::kMon),
       encode_monitor_call(address, own_callback_name(), secret), kPatience);
@@ -133,7 +153,21 @@ Result<void> Monitor::ask(const std::string& address, const std::string& local,
 }
 
 Result<void> Monitor::watch(const std::string& address, const std::string& local) {
-  if (!options_.statd) return {};
+  {
+    const MutexLock hold{mu_};
+    const auto it = watches_.find(address);
+    if (it != watches_.end() && it->second.state == State::kWatched) {
+      ++it->second.uses;
+      return {};
+    }
+  }
+  if (!options_.statd) return watch_slowly(address, local);
+  const auto stay = places_.enter("statd");
+  if (!stay) return errno_code(EAGAIN);
+  return watch_slowly(address, local);
+}
+
+Result<void> Monitor::watch_slowly(const std::string& address, const std::string& local) {
   Secret secret{};
   {
     const MutexLock hold{mu_};
@@ -179,7 +213,6 @@ Result<void> Monitor::watch(const std::string& address, const std::string& local
 }
 
 void Monitor::unwatch(const std::string& address) noexcept {
-  if (!options_.statd) return;
   {
     const MutexLock hold{mu_};
     const auto it = watches_.find(address);
@@ -190,9 +223,12 @@ void Monitor::unwatch(const std::string& address) noexcept {
     it->second.state = State::kAsking;
   }
   try {
-    const auto answer = outside_.call(
-        statd_here(), kStatdProgram, kStatdVersion, static_cast<std::uint32_t>(StatdProc::kUnmon),
-        encode_unmonitor_call(address, own_callback_name()), kPatience);
+    Result<std::string> answer{std::string{}};
+    if (options_.statd) {
+      answer = outside_.call(statd_here(), kStatdProgram, kStatdVersion,
+                             static_cast<std::uint32_t>(StatdProc::kUnmon),
+                             encode_unmonitor_call(address, own_callback_name()), kPatience);
+    }
     if (!answer) {
       log::info("statd was not told that {} holds no lock any more: {}", address,
                 answer.error().message());
@@ -216,6 +252,13 @@ std::optional<std::string> Monitor::changed(const StatusCall& call) {
     return address;
   }
   return std::nullopt;
+}
+
+void Monitor::unnote_change(const StatusCall& call) noexcept {
+  const MutexLock hold{mu_};
+  for (auto& [address, watch] : watches_) {
+    if (watch.secret == call.secret && watch.told == call.state) watch.told.reset();
+  }
 }
 
 void Monitor::forget_all(const std::set<std::string>& holding) noexcept {

@@ -19,6 +19,7 @@
 #include "latchfs/result.h"
 #include "nlm/outcalls.h"
 #include "nlm/outside.h"
+#include "nlm/places.h"
 #include "nlm/protocol.h"
 
 namespace latchfs::nlm {
@@ -27,20 +28,22 @@ namespace latchfs::nlm {
 class Monitor {
  public:
   struct Options {
-    bool statd{true};       // false: nobody is monitored, every watch() succeeds
+    bool statd{true};       // false: nobody is monitored, only remembered; watch() succeeds
     std::string state_dir;  // "": nothing is kept. Exists, and is ours alone.
     std::string own_name;   // in SM_NOTIFY, for the clients' monitors
   };
-  Monitor(Options options, Outside& outside, Outcalls& outcalls);
+  Monitor(Options options, Outside& outside, Outcalls& outcalls, Places& places);
 
-  // At start, before the first client: forgets what statd was asked for by the run before, and
-  // tells the clients which that run had monitored that we restarted, for ten minutes at most.
-  // Says in the log when statd does not run.
+  // At start, before the first client: statd forgets what it was asked for by the run before. Waits
+  // for it, seconds at worst; says in the log when it does not run.
   void restart();
+  // After restart(), when clients are served: those which the run before had monitored are told
+  // that we restarted, for ten minutes at most.
+  void tell_clients();
 
   // Has the client at `address`, who knows us as `local`, monitored from the return on. Each call
   // that succeeds is one use. Waits for statd, seconds at worst; the error of a failure is
-  // remembered a moment.
+  // remembered a moment. EAGAIN: others wait for statd, which does not answer; ask again.
   Result<void> watch(const std::string& address, const std::string& local) EXCLUDES(mu_);
   // Gives a use back. With the last one the client is monitored no more.
   void unwatch(const std::string& address) noexcept EXCLUDES(mu_);
@@ -48,6 +51,8 @@ class Monitor {
   // statd says that a client changed its state: its address, if it is monitored, the secret is
   // right, and the state is another than statd said before.
   [[nodiscard]] std::optional<std::string> changed(const StatusCall& call) EXCLUDES(mu_);
+  // What that asks for was not done: the same word again counts.
+  void unnote_change(const StatusCall& call) noexcept EXCLUDES(mu_);
 
   // At the end: nobody is monitored any more. Who holds something, of these addresses, stays in the
   // state directory: the next run tells him.
@@ -67,6 +72,8 @@ class Monitor {
   Result<void> ask(const std::string& address, const std::string& local, const Secret& secret);
   void tell_of_restart(const std::string& address, const std::string& local, std::int32_t state,
                        std::int64_t began, std::int64_t pause);
+  [[nodiscard]] std::int32_t next_state() const;
+  Result<void> watch_slowly(const std::string& address, const std::string& local) EXCLUDES(mu_);
   [[nodiscard]] std::string path(const char* folder, const std::string& address) const;
   void remember(const std::string& address, const std::string& local) noexcept;
   void forget(const char* folder, const std::string& address) noexcept;
@@ -74,6 +81,7 @@ class Monitor {
   const Options options_;
   Outside& outside_;
   Outcalls& outcalls_;
+  Places& places_;
   Seldom complained_{10'000'000'000};
   Mutex mu_;  // leaf
   CondVar answered_;

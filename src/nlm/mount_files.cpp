@@ -18,6 +18,7 @@ namespace latchfs::nlm {
 namespace {
 
 constexpr std::int64_t kKeptNs = 2'000'000'000;
+constexpr int kFirstControlBit = 62;  // of node ids: with it or the next one, no file of SOURCE
 constexpr int kInode64AndGeneration = 0x81;  // FILEID_INO64_GEN (linux/exportfs.h)
 
 bool mount_is_gone(std::error_code error) {
@@ -93,6 +94,8 @@ Result<MountFiles::MountPtr> MountFiles::mount_of(const Fsid& fsid, bool anew) {
 }
 
 Result<OpenFilePtr> MountFiles::open_on(const Mount& mount, const NfsHandle& handle) {
+  // The control tree: nothing there is locked, and opening makes it render listings.
+  if ((handle.node >> kFirstControlBit) != 0) return errno_code(EINVAL);
   const std::array<std::uint32_t, 3> words{static_cast<std::uint32_t>(handle.node >> 32),
                                            static_cast<std::uint32_t>(handle.node),
                                            handle.generation};
@@ -116,6 +119,7 @@ Result<OpenFilePtr> MountFiles::open_on(const Mount& mount, const NfsHandle& han
   if (!key) return key.error();
   file->id = *key;
   file->read_only = mount.read_only;
+  file->fsid = handle.fsid;
   return OpenFilePtr{std::move(file)};
 }
 

@@ -51,6 +51,8 @@ enum class Status : std::uint32_t {
   kStaleHandle = 7,
   kTooBig = 8,
   kFailed = 9,
+  // Not of the wire: no answer, the client asks again.
+  kUnanswered = 10,
 };
 
 // What is locked, and by whom. length 0: to the end of the file.

@@ -54,13 +54,13 @@ std::string refuse_version(std::uint32_t xid) {
   return encode(reply, {});
 }
 
-std::string refuse_credentials(std::uint32_t xid) {
+std::string refuse_caller(std::uint32_t xid, auth_stat why) {
   rpc_msg reply{};
   reply.rm_xid = xid;
   reply.rm_direction = REPLY;
   reply.rm_reply.rp_stat = MSG_DENIED;
   reply.rjcted_rply.rj_stat = AUTH_ERROR;
-  reply.rjcted_rply.rj_why = AUTH_BADCRED;
+  reply.rjcted_rply.rj_why = why;
   return encode(reply, {});
 }
 
@@ -123,11 +123,13 @@ std::variant<CallMessage, Refusal, NoCall> decode_call(std::string_view message)
   out.version = static_cast<std::uint32_t>(call.rm_call.cb_vers);
   out.procedure = static_cast<std::uint32_t>(call.rm_call.cb_proc);
   auto who = credentials_of(call.rm_call.cb_cred);
-  if (!who) return Refusal{refuse_credentials(xid)};
+  if (!who) return Refusal{refuse_caller(xid, AUTH_BADCRED)};
   out.credentials = std::move(*who);
   out.arguments = message.substr(std::min<std::size_t>(xdr_getpos(&xdr), message.size()));
   return out;
 }
+
+std::string encode_too_weak(std::uint32_t xid) { return refuse_caller(xid, AUTH_TOOWEAK); }
 
 std::string encode_reply(std::uint32_t xid, Accept accept, std::string_view results,
                          std::uint32_t only_version) {

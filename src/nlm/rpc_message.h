@@ -51,6 +51,9 @@ enum class Accept : std::uint32_t {
 [[nodiscard]] std::string encode_reply(std::uint32_t xid, Accept accept, std::string_view results,
                                        std::uint32_t only_version = 0);
 
+// AUTH_TOOWEAK: what speaks for the caller does not suffice.
+[[nodiscard]] std::string encode_too_weak(std::uint32_t xid);
+
 // As AUTH_NONE.
 [[nodiscard]] std::string encode_call(std::uint32_t xid, std::uint32_t program,
                                       std::uint32_t version, std::uint32_t procedure,

@@ -35,7 +35,7 @@ class Server {
     std::vector<Listen> listen;
     std::uint16_t port{};        // 0: any, the same for all addresses and both transports
     std::vector<Network> allow;  // who may ask; empty: all. statd always may, as statd.
-    unsigned threads{8};
+    unsigned threads{16};
     std::size_t most_connections{512};
     std::size_t most_of_one_address{64};
     std::int64_t idle_ns{360'000'000'000};   // a silent connection is closed

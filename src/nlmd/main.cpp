@@ -5,12 +5,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <variant>
 #include <vector>
 
@@ -33,6 +35,7 @@ namespace {
 constexpr int kExitFailure = 1;
 constexpr int kExitUsage = 2;
 constexpr std::int64_t kSecond = 1'000'000'000;
+constexpr std::chrono::seconds kLongestEnd{30};
 constexpr const char* kProgram = "latchfs-nlm";
 
 int refuse(int status, const std::string& message) {
@@ -70,6 +73,7 @@ nlm::Service::Options service_options(const Options& o) {
   if (o.statd && !loopback) out.server.listen.push_back({"127.0.0.1", true});
   out.server.port = o.port;
   out.server.allow = o.allow;
+  out.dispatcher.insecure_ports = o.insecure_ports;
   out.dispatcher.root_squash = o.root_squash;
   out.dispatcher.anonymous_uid = o.anonymous_uid;
   out.dispatcher.anonymous_gid = o.anonymous_gid;
@@ -115,6 +119,16 @@ class Stop {
   bool asked_ GUARDED_BY(mu_){false};
 };
 
+// One request, or one file to close, that a mount holds up for ever holds up the end as well. Then
+// it goes without: the table's other users find the locks of a dead process and give them back.
+void end_soon_whatever_happens() {
+  std::thread{[] {
+    std::this_thread::sleep_for(kLongestEnd);
+    log::warn("something that does not answer holds up the end: ending without it");
+    ::_exit(kExitFailure);
+  }}.detach();
+}
+
 // Everything after the fork. What it says before it serves goes through the launcher.
 int serve(const Options& o, daemon::Launcher& launcher) {
   daemon::block_stop_signals();
@@ -139,6 +153,7 @@ int serve(const Options& o, daemon::Launcher& launcher) {
   ShmStore::Options store_options;
   store_options.table = o.table;
   store_options.source = kProgram;
+  store_options.is_service = true;
   if (o.max_locks_per_user) store_options.max_locks_per_user = *o.max_locks_per_user;
   const auto store = ShmStore::attach(store_options, waits);
   if (!store) {
@@ -185,6 +200,7 @@ int serve(const Options& o, daemon::Launcher& launcher) {
     std::fflush(stdout);
   }
   if (launcher.ready()) stop.wait();
+  end_soon_whatever_happens();
   registration.reset();
   (*service)->stop();
   log::info("ended");

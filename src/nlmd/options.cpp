@@ -106,6 +106,7 @@ bool set_switch(Options& o, const std::string& name) {
   if (name == "register") return o.take_lockds_place = true;
   if (name == "no-statd") return !(o.statd = false);
   if (name == "no-root-squash") return !(o.root_squash = false);
+  if (name == "insecure-ports") return o.insecure_ports = true;
   if (name == "insecure-locks") return o.insecure_locks = true;
   if (name == "foreground") return o.foreground = true;
   return false;
@@ -171,6 +172,8 @@ instead of its lock manager. Returns when it answers; SIGTERM ends it.
   --anon-uid=UID --anon-gid=GID   who root and unknown users are (65534)
   --insecure-locks           lock files also for users who may not read them, as
                              no_auth_nlm of exports(5)
+  --insecure-ports           hear also who speaks from a port above 1023, so anybody
+                             on a client, as insecure of exports(5)
   --max-locks-per-user=N     ENOLCK beyond (1000000); 0: no limit
   --log=stderr|syslog|/PATH  (syslog; stderr with -f)
   --log-level=debug|info|warn|error   (info)

@@ -29,6 +29,7 @@ struct Options {
   std::uint32_t anonymous_uid{65534};
   std::uint32_t anonymous_gid{65534};
   bool insecure_locks{};
+  bool insecure_ports{};
   std::optional<std::uint64_t> max_locks_per_user;  // 0: no limit
   bool foreground{};
   std::string log;  // "": syslog when daemonised, stderr with -f

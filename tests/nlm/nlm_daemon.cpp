@@ -31,6 +31,7 @@ NlmDaemon::NlmDaemon(const std::string& table, const std::string& mountpoint,
                                  "--table=" + table,
                                  "--export=1=" + mountpoint,
                                  "--listen=127.0.0.1",
+                                 "--insecure-ports",
                                  "--log=" + place_.path() + "/log",
                                  "--log-level=debug",
                                  "--state-dir=" + place_.path() + "/state"};

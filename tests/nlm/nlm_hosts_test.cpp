@@ -111,7 +111,7 @@ TEST(NlmMonitor, ARestartedClientsLocksAreGivenBack) {
 
 TEST(NlmMonitor, OnlyStatdOfThisMachineIsHeard) {
   auto options = NlmWorld::quick();
-  options.dispatcher.statd_port_reserved = true;
+  options.dispatcher.root_port_reserved = true;
   NlmWorld world{options};
   auto a = world.client("a");
   ASSERT_EQ(a.lock(a.request(1, 0, 10)), Status::kGranted);

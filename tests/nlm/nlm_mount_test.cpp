@@ -319,7 +319,7 @@ TEST_F(NlmMount, TheCommandReturnsWhenItServesAndSaysWhyItDoesNot) {
   const EndOfDaemons end{"--state-dir=" + place.path()};
   const std::string common =
       "--table=" + mount.table() + " --export=1=" + mount.mount() +
-      " --listen=127.0.0.1 --no-statd --grace=0 --state-dir=" + place.path() +
+      " --listen=127.0.0.1 --insecure-ports --no-statd --grace=0 --state-dir=" + place.path() +
       "/state --log=" + place.path() + "/log ";
   Outcome out = command(common + "--port=" + std::to_string(nlm.port()));
   EXPECT_EQ(out.status, 1);
@@ -356,6 +356,34 @@ TEST_F(NlmMount, TheCommandReturnsWhenItServesAndSaysWhyItDoesNot) {
   out = command(common);
   EXPECT_EQ(out.status, 1);
   EXPECT_NE(out.text.find("not permitted"), std::string::npos) << out.text;
+}
+
+// Its daemon is stopped: whoever asks it waits for good.
+TEST_F(NlmMount, AMountThatHangsHoldsUpNoUnlocking) {
+  auto c = client();
+  const LockCall held = request(c, make("held"), 0, 10);
+  const LockCall other = request(c, make("other"), 0, 10);
+  ASSERT_EQ(c.lock(held), Status::kGranted);
+  {
+    class Stopped {
+     public:
+      explicit Stopped(pid_t pid) : pid_{pid} { ::kill(pid_, SIGSTOP); }
+      ~Stopped() { ::kill(pid_, SIGCONT); }
+
+     private:
+      const pid_t pid_;
+    };
+    const Stopped stopped{mount.daemon()};
+    auto many = client("many");
+    for (int i = 0; i < 40; ++i) {
+      many.send(many.message(Proc::kLock, nlm::encode_lock_call(nlm::Form::kLock, other)));
+    }
+    EXPECT_EQ(c.unlock(held), Status::kGranted);
+    EXPECT_EQ(c.call(Proc::kNull, ""), "");
+  }
+  const UniqueFd fd = open(mount.mount() + "/held");
+  EXPECT_EQ(local(fd.get(), F_WRLCK, 0, 10), 0);
+  EXPECT_EQ(nlm.stop(), 0) << nlm.log();
 }
 
 }  // namespace

@@ -266,15 +266,90 @@ TEST(NlmDuplicates, AnswersAreKeptForAWhileAndSoMany) {
   EXPECT_EQ(some.ask(2, said), Duplicates::Seen::kNew);
   some.dropped(2);
   EXPECT_EQ(some.ask(2, said), Duplicates::Seen::kNew) << "it may be asked again";
-  EXPECT_EQ(some.ask(3, said), Duplicates::Seen::kNew);
-  EXPECT_EQ(some.ask(4, said), Duplicates::Seen::kNew) << "the oldest answer went";
-  EXPECT_EQ(some.ask(5, said), Duplicates::Seen::kUnderWay) << "all are under way";
-  some.answered(2, {});
-  EXPECT_EQ(some.ask(1, said), Duplicates::Seen::kNew);
+  for (const std::uint64_t request : {3, 4, 5}) {
+    EXPECT_EQ(some.ask(request, said), Duplicates::Seen::kNew);
+    some.answered(request, {});
+  }
+  EXPECT_EQ(some.ask(1, said), Duplicates::Seen::kNew) << "the oldest answer went";
+  EXPECT_EQ(some.ask(5, said), Duplicates::Seen::kAnswered);
   Duplicates short_lived{3, -1};
   EXPECT_EQ(short_lived.ask(1, said), Duplicates::Seen::kNew);
   short_lived.answered(1, {});
   EXPECT_EQ(short_lived.ask(1, said), Duplicates::Seen::kNew);
+}
+
+// One that does not end, asked first, and all the others'.
+TEST(NlmDuplicates, ARequestThatDoesNotEndKeepsNobodyWaiting) {
+  Duplicates some{3, 3'600'000'000'000};
+  Duplicates::Said said;
+  ASSERT_EQ(some.ask(1, said), Duplicates::Seen::kNew);
+  for (std::uint64_t request = 2; request < 100; ++request) {
+    ASSERT_EQ(some.ask(request, said), Duplicates::Seen::kNew) << request;
+    some.answered(request, {});
+  }
+  EXPECT_EQ(some.ask(99, said), Duplicates::Seen::kAnswered);
+  EXPECT_EQ(some.ask(2, said), Duplicates::Seen::kNew) << "of the answers the oldest went";
+  EXPECT_EQ(some.ask(1, said), Duplicates::Seen::kUnderWay);
+}
+
+// However many addresses there are where nobody answers.
+TEST(NlmOutcalls, WhoAnsweredHasThreadsAndPlacesThatTheDeadDoNotTake) {
+  std::atomic<bool> end{false};
+  std::atomic<int> stuck{0};
+  std::atomic<int> done{0};
+  constexpr std::int64_t kHour = 3'600'000'000'000;
+  nlm::Outcalls calls{{4, 100, 40, kHour}};
+  ASSERT_TRUE(calls.at(0, "alive", [&] { ++done; }));
+  ASSERT_TRUE(NlmWorld::await([&] { return done == 1; }));
+  int taken = 0;
+  for (int i = 0; i < 100; ++i) {
+    const bool place = calls.at(0, "dead " + std::to_string(i), [&] {
+      ++stuck;
+      EXPECT_TRUE(NlmWorld::await([&] { return end.load(); }));
+    });
+    taken += place ? 1 : 0;
+  }
+  EXPECT_GE(taken, 50);
+  EXPECT_LE(taken, 52) << "half of the places, and two that have begun";
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(calls.at(0, "alive", [&] { ++done; }));
+  EXPECT_TRUE(NlmWorld::await([&] { return done == 11; }));
+  EXPECT_TRUE(NlmWorld::await([&] { return stuck == 2; }));
+  EXPECT_FALSE(end);
+  // Of one peer no more than so many.
+  int own = 0;
+  while (own < 100 && calls.at(monotonic_ns() + kHour, "alive", [] {})) ++own;
+  EXPECT_EQ(own, 40);
+  end = true;
+  EXPECT_TRUE(NlmWorld::await([&] { return stuck == taken; }));
+}
+
+TEST(NlmPlaces, WhereNobodyComesOutNoMoreGoIn) {
+  constexpr std::int64_t kHour = 3'600'000'000'000;
+  nlm::Places hopeless{{2, 3, 0}};
+  {
+    const auto one = hopeless.enter("a");
+    const auto two = hopeless.enter("a");
+    EXPECT_TRUE(one && two);
+    EXPECT_FALSE(hopeless.enter("a"));
+    const auto three = hopeless.enter("b");
+    EXPECT_TRUE(three);
+    EXPECT_FALSE(hopeless.enter("c")) << "three in all";
+  }
+  EXPECT_TRUE(hopeless.enter("a"));
+  // While there is hope it is waited for.
+  nlm::Places patient{{1, 3, kHour}};
+  auto first = std::make_optional(patient.enter("a"));
+  std::atomic<bool> in{false};
+  std::thread other{[&] {
+    const auto stay = patient.enter("a");
+    EXPECT_TRUE(stay);
+    in = true;
+  }};
+  EXPECT_TRUE(patient.enter("b"));
+  EXPECT_FALSE(in);
+  first.reset();
+  other.join();
+  EXPECT_TRUE(in);
 }
 
 TEST(NlmOutcalls, OneOfAPeerAtATimeAndOthersBesideIt) {
@@ -283,7 +358,7 @@ TEST(NlmOutcalls, OneOfAPeerAtATimeAndOthersBesideIt) {
   std::atomic<int> done{0};
   std::atomic<bool> other{false};
   {
-    nlm::Outcalls calls{4, 100};
+    nlm::Outcalls calls{{4, 100}};
     const std::function<void()> one = [&] {
       most = std::max<int>(most, ++running);
       // The other peer's runs while this one takes its time.
@@ -300,7 +375,7 @@ TEST(NlmOutcalls, OneOfAPeerAtATimeAndOthersBesideIt) {
   }
   EXPECT_EQ(most, 1);
   EXPECT_EQ(done, 20) << "what is not due is dropped at the end";
-  nlm::Outcalls few{1, 2};
+  nlm::Outcalls few{{1, 4}};
   EXPECT_TRUE(few.at(monotonic_ns() + 3'600'000'000'000, "", [] {}));
   EXPECT_TRUE(few.at(monotonic_ns() + 3'600'000'000'000, "", [] {}));
   EXPECT_FALSE(few.at(0, "", [] {}));
@@ -309,7 +384,7 @@ TEST(NlmOutcalls, OneOfAPeerAtATimeAndOthersBesideIt) {
 TEST(NlmOutcalls, InTheOrderOfTheirTimes) {
   std::vector<int> order;
   std::atomic<int> done{0};
-  nlm::Outcalls calls{1, 100};
+  nlm::Outcalls calls{{1, 100}};
   const std::int64_t now = monotonic_ns();
   for (const int i : {3, 1, 2}) {
     ASSERT_TRUE(calls.at(now + i * 20'000'000, "", [&, i] {
@@ -455,6 +530,7 @@ TEST(NlmOptions, AreRead) {
                            "--anon-uid=5",
                            "--anon-gid=6",
                            "--insecure-locks",
+                           "--insecure-ports",
                            "--max-locks-per-user=9",
                            "--state-dir=/s",
                            "-f",
@@ -468,7 +544,7 @@ TEST(NlmOptions, AreRead) {
   EXPECT_EQ(o->listen, (std::vector<std::string>{"0.0.0.0", "::1"}));
   EXPECT_EQ(o->port, 4045);
   EXPECT_EQ(o->allow.size(), 1U);
-  EXPECT_TRUE(o->take_lockds_place && o->insecure_locks && o->foreground);
+  EXPECT_TRUE(o->take_lockds_place && o->insecure_locks && o->insecure_ports && o->foreground);
   EXPECT_FALSE(o->statd || o->root_squash);
   EXPECT_EQ(o->grace, 0U);
   EXPECT_EQ(o->grant_patience, 3U);

@@ -1,5 +1,6 @@
 #include "nlm_world.h"
 
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -19,11 +20,15 @@ bool FakeFiles::exports(const nlm::Fsid& fsid) const { return fsid == nlm::Fsid:
 
 Result<nlm::OpenFilePtr> FakeFiles::open(const nlm::NfsHandle& handle) {
   ++opened;
+  if (hangs) {
+    ++hanging;
+    NlmWorld::await([&] { return !hangs; });
+  }
   if (!exports(handle.fsid)) return errno_code(ESTALE);
   if (handle.root || handle.node == kDirectory) return errno_code(EINVAL);
   if (handle.node == kGone || handle.generation != 1) return errno_code(ESTALE);
   if (away || handle.node == kAway) return errno_code(ENOTCONN);
-  auto* const file = new nlm::OpenFile{{7, handle.node}, {}, handle.node == kReadOnly};
+  auto* const file = new nlm::OpenFile{{7, handle.node}, {}, handle.node == kReadOnly, handle.fsid};
   ++*alive_;
   const std::lock_guard hold{mu_};
   generations_[file] = generation_;
@@ -113,8 +118,13 @@ NlmClient::NlmClient(std::uint16_t port, Options its_options) : options{std::mov
   const auto from = nlm::Endpoint::parse(options.address, 0);
   fd_ = UniqueFd{::socket(to ? to->family() : AF_INET,
                           (options.tcp ? SOCK_STREAM : SOCK_DGRAM) | SOCK_CLOEXEC, 0)};
-  if (!to || !from || !fd_ || ::bind(fd_.get(), from->data(), from->size()) != 0 ||
-      ::connect(fd_.get(), to->data(), to->size()) != 0) {
+  const auto bound = [&] {
+    if (!options.reserved_port) return ::bind(fd_.get(), from->data(), from->size()) == 0;
+    sockaddr_in own{};
+    std::memcpy(&own, from->data(), sizeof own);
+    return ::bindresvport(fd_.get(), &own) == 0;
+  };
+  if (!to || !from || !fd_ || !bound() || ::connect(fd_.get(), to->data(), to->size()) != 0) {
     throw std::runtime_error{"cannot connect to the service: " + last_errno().message()};
   }
   // So that no two clients of a test ask with the same number.
@@ -236,7 +246,8 @@ nlm::Service::Options NlmWorld::quick() {
   nlm::Service::Options out;
   out.server.listen = {{"127.0.0.1", false}};
   out.server.threads = 4;
-  out.dispatcher.statd_port_reserved = false;
+  out.dispatcher.root_port_reserved = false;
+  out.dispatcher.insecure_ports = true;
   out.desk.first_pause_ns = 20'000'000;
   out.desk.longest_pause_ns = 50'000'000;
   out.desk.grant_patience_ns = 60'000'000'000;

@@ -47,6 +47,9 @@ class FakeFiles final : public nlm::Files {
   // Nothing can be opened.
   std::atomic<bool> away{false};
   std::atomic<int> opened{0};
+  // Who opens something waits as long as this is so.
+  std::atomic<bool> hangs{false};
+  std::atomic<int> hanging{0};
 
  private:
   std::shared_ptr<std::atomic<std::size_t>> alive_ = std::make_shared<std::atomic<std::size_t>>(0);
@@ -106,6 +109,7 @@ class NlmClient {
     std::string address{"127.0.0.1"};  // its own
     nlm::Credentials credentials{true, 1000, 1000, {}};
     std::string host{"127.0.0.1"};  // whom it asks
+    bool reserved_port{};           // it speaks from one: root only, IPv4
   };
   NlmClient(std::uint16_t port, Options options);
 
