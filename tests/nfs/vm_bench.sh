@@ -40,6 +40,7 @@ if command -v ganesha.nfsd >/dev/null; then
   done
   exportfs -ua
   stop_nfsd
+  ln -sf /proc/self/mounts /etc/mtab
   mkdir -p /run/ganesha /var/lib/nfs/ganesha
   sed 's/\(Lease_Lifetime\|Grace_Period\) = [0-9]*/\1 = 5/' /recipe/ganesha.conf >/tmp/ganesha.conf
   # (The kernel's own client of this machine is not there: mountd's ports are free, too.)
