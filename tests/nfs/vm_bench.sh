@@ -2,7 +2,7 @@
 # Lock and unlock of one byte by fcntl(2), pairs a second, of one client: scripts/bench-nfs. Figures
 # are notes: "figure ROUND NAME VALUE".
 
-readonly rounds=5 pairs=300
+readonly rounds=5 pairs=100
 : >"$store/bench"
 mkdir -p "$store/plain"
 : >"$store/plain/bench"
