@@ -3,10 +3,10 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sched.h>
 #include <sys/resource.h>
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -128,29 +128,36 @@ void install_wake_handler() {
   ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
 }
 
-Result<void> ask(const std::string& mountpoint) {
+// 0, or an errno. Async-signal-safe.
+int ask(const char* mountpoint) noexcept {
   // O_PATH: he who mounts a directory need not be allowed to read it.
-  const auto fd = posix::opened(::open(mountpoint.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-  if (!fd) return fd.error();
+  const int fd = ::open(mountpoint, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return errno;
   constexpr decltype(statfs::f_type) kFuseMagic = 0x65735546;
   struct statfs sf {};
-  if (::fstatfs(fd->get(), &sf) != 0) return last_errno();
-  return sf.f_type == kFuseMagic ? Result<void>{} : errno_code(ENOTCONN);
+  if (::fstatfs(fd, &sf) != 0) return errno;
+  return sf.f_type == kFuseMagic ? 0 : ENOTCONN;
 }
 
-// Asks the mount something only a running session answers. By a thread that does not hold the
-// session open: the kernel lets a killed process wait for what it was asked itself, and ends that
-// only when the last descriptor of the session goes (fs/fuse/dev.c request_wait_answer()); so
-// neither it nor the mount would ever end.
+// Asks the mount something only a running session answers. By a process of its own, which holds
+// nothing of the session: the kernel has a killed process wait for an answer that it should give
+// itself, and ends that only when the last descriptor of the session goes, or the last mapping of a
+// ring (fs/fuse/dev.c request_wait_answer()); so neither the daemon nor the mount would ever end.
 Result<void> wait_until_it_answers(const std::string& mountpoint) {
-  Result<void> answer;
-  std::thread asking{[&] {
+  const char* const path = mountpoint.c_str();
+  const pid_t child = ::_Fork();  // runs no handlers, and the child calls what a signal handler may
+  if (child < 0) return last_errno();
+  if (child == 0) {
     constexpr unsigned kFirst = STDERR_FILENO + 1;
-    if (::unshare(CLONE_FILES) == 0) ::close_range(kFirst, ~0U, 0);
-    answer = ask(mountpoint);
-  }};
-  asking.join();
-  return answer;
+    ::close_range(kFirst, ~0U, 0);
+    ::_exit(ask(path));
+  }
+  int status = 0;
+  while (::waitpid(child, &status, 0) < 0) {
+    if (errno != EINTR) return last_errno();
+  }
+  if (!WIFEXITED(status)) return errno_code(ECANCELED);
+  return WEXITSTATUS(status) == 0 ? Result<void>{} : errno_code(WEXITSTATUS(status));
 }
 
 // Whether the kernel has let go of the session already: unmounted by others, or aborted.

@@ -28,6 +28,8 @@ Result<std::unique_ptr<Ring>> Ring::create(int device, int mail) {
     return errno_code(-err);
   }
   made->ring_ = ring;
+  // A child that asks whether the mount answers must not keep the session by its copy of the ring.
+  if (const int err = ::io_uring_ring_dontfork(&made->ring_); err != 0) return errno_code(-err);
   if (const int err = ::io_uring_register_files(&made->ring_, &device, 1); err != 0) {
     return errno_code(-err);
   }
