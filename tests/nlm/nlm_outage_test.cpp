@@ -154,8 +154,8 @@ TEST(NlmRestartOrder, StatdForgetsBeforeAnybodyIsServedOrTold) {
   const auto store = make_memory_store(waits);
   FakeFiles files;
   FakeOutside outside;
+  std::atomic<int> forgotten{0};  // counted until the service ends
   std::unique_ptr<nlm::Service> service;
-  std::atomic<int> forgotten{0};
   outside.answer_by([&](const FakeOutside::Call& call) -> Result<std::string> {
     if (is_statd(call, StatdProc::kUnmonAll) && ++forgotten == 1) {
       EXPECT_TRUE(std::filesystem::is_empty(state.path() + "/monitored"));
