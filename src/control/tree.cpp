@@ -111,10 +111,13 @@ NodeAttr as_seen_by(const Caller& caller, NodeAttr node) {
   constexpr std::int64_t kSecond = 1'000'000'000;
   constexpr std::uint64_t kMixed = 0x9e3779b97f4a7c15U;
   const std::int64_t modified = node.attr.st_mtim.tv_sec * kSecond + node.attr.st_mtim.tv_nsec;
-  const std::int64_t this_second = realtime_ns() / kSecond * kSecond;
+  // Who has written a request would read just that from his cache, as if it were a file: at once.
+  const FixedName* const fixed = find_fixed(node.node);
+  const std::int64_t step = fixed != nullptr && takes_requests(fixed->what) ? 1 : kSecond;
+  const std::int64_t lately = realtime_ns() / step * step;
   const auto user =
       static_cast<std::int64_t>((std::uint64_t{caller.uid} + 1) * kMixed >> 44);  // below 2^20 ns
-  node.attr.st_ctim = to_timespec(std::max(modified, this_second) + user);
+  node.attr.st_ctim = to_timespec(std::max(modified, lately) + user);
   return node;
 }
 Result<NodeAttr> as_seen_by(const Caller& caller, Result<NodeAttr> node) {

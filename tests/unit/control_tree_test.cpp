@@ -170,6 +170,10 @@ TEST(ControlTree, ChangeTimesTellUsersAndSecondsApart) {
     EXPECT_LE(ctime(path, kRoot), realtime_ns() + 2'000'000) << path;
   }
   EXPECT_EQ(ctime("README", kRoot), ctime("README", kAlice));
+  // What is read there is never what was written: no client may keep that.
+  for (const auto* path : {"release", "filelock", "unfilelock"}) {
+    EXPECT_NE(ctime(path, kAlice), ctime(path, kAlice)) << path;
+  }
 }
 
 TEST(ControlTree, SizesAndTimesAreTruthful) {
