@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "latchfs/ioctl.h"
 #include "posix/credentials.h"
+#include "posix/file_handle.h"
 #include "posix/sys.h"
 
 namespace latchfs::nlm {
@@ -24,6 +25,12 @@ constexpr int kInode64AndGeneration = 0x81;  // FILEID_INO64_GEN (linux/exportfs
 bool mount_is_gone(std::error_code error) {
   return error == errno_code(ESTALE) || error == errno_code(ENOTCONN) ||
          error == errno_code(ECONNABORTED) || error == errno_code(ENODEV);
+}
+
+// Our own trouble, or the file's: the mount answered, or was not asked.
+bool says_nothing_of_the_mount(std::error_code error) {
+  return error == errno_code(EINVAL) || error == errno_code(EACCES) ||
+         error == errno_code(EMFILE) || error == errno_code(ENFILE) || error == errno_code(ENOMEM);
 }
 
 }  // namespace
@@ -99,20 +106,16 @@ Result<OpenFilePtr> MountFiles::open_on(const Mount& mount, const NfsHandle& han
   const std::array<std::uint32_t, 3> words{static_cast<std::uint32_t>(handle.node >> 32),
                                            static_cast<std::uint32_t>(handle.node),
                                            handle.generation};
-  // (The structure ends in an array of no length.)
-  alignas(struct file_handle) std::array<char, sizeof(struct file_handle) + sizeof words> place{};
-  auto* const fuse = reinterpret_cast<struct file_handle*>(place.data());
-  fuse->handle_bytes = sizeof words;
-  fuse->handle_type = kInode64AndGeneration;
-  std::memcpy(place.data() + sizeof(struct file_handle), words.data(), sizeof words);
+  const auto by_node = posix::FileHandle::make(kInode64AndGeneration, words.data(), sizeof words);
+  if (!by_node) return by_node.error();
   // Named only, first: opening what is no regular file could wait, or do something.
-  const UniqueFd named{::open_by_handle_at(mount.fd.get(), fuse, O_PATH | O_CLOEXEC)};
-  if (!named) return last_errno();
-  const auto st = posix::stat_of(named.get());
+  const auto named = by_node->open(mount.fd.get());
+  if (!named) return named.error();
+  const auto st = posix::stat_of(named->get());
   if (!st) return st.error();
   if (!S_ISREG(st->st_mode)) return errno_code(EINVAL);
   auto file = std::make_shared<OpenFile>();
-  file->fd = UniqueFd{::openat(posix::self_fds(), posix::FdName{named.get()}.c_str(),
+  file->fd = UniqueFd{::openat(posix::self_fds(), posix::FdName{named->get()}.c_str(),
                                O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
   if (!file->fd) return last_errno();
   const auto key = key_of(file->fd.get());
@@ -130,12 +133,16 @@ Result<OpenFilePtr> MountFiles::open(const NfsHandle& handle) {
   const auto mount = mount_of(handle.fsid, false);
   if (!mount) return mount.error();
   auto file = open_on(**mount, handle);
-  if (file || !mount_is_gone(file.error())) return file;
-  // The kernel says ESTALE also when the mount's daemon has died: is another one there now?
+  if (file || says_nothing_of_the_mount(file.error())) return file;
+  // The kernel says ESTALE also when the mount's daemon has died, and other things while it dies:
+  // is the mount there, and is it another one now?
   const auto now = mount_of(handle.fsid, true);
   if (!now) return now.error();
-  if ((*now)->device == (*mount)->device) return errno_code(ESTALE);
-  file = open_on(**now, handle);
+  if ((*now)->device != (*mount)->device) return open_on(**now, handle);
+  if (mount_is_gone(file.error())) return errno_code(ESTALE);
+  if (complained_.due()) {
+    log::warn("inode {} cannot be opened: {}", handle.node, file.error().message());
+  }
   return file;
 }
 

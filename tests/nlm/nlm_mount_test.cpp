@@ -263,7 +263,8 @@ TEST_F(NlmMount, AMountThatWasStartedAnewGoesOn) {
     call.what.offset = 10;
     return call;
   }()),
-            Status::kDeniedNolocks);
+            Status::kDeniedNolocks)
+      << nlm.log();
   mount.detach();
   EXPECT_EQ(c.unlock(held), Status::kGranted) << "without a mount";
   ASSERT_EQ(c.lock(held), Status::kDeniedNolocks);
