@@ -115,6 +115,11 @@ struct Holder {
   std::uint32_t client{};
 };
 
+[[nodiscard]] inline std::string_view comm_of(const Holder& holder) {
+  const std::string_view whole{holder.comm.data(), holder.comm.size()};
+  return whole.substr(0, whole.find('\0'));
+}
+
 // A machine that owns locks over the network: as it calls itself, and its numeric IP address. For
 // people, like the rest of Holder.
 struct RemoteClient {

@@ -8,11 +8,6 @@
 namespace latchfs::control {
 namespace {
 
-std::string_view comm_of(const Holder& holder) {
-  const std::string_view whole{holder.comm.data(), holder.comm.size()};
-  return whole.substr(0, whole.find('\0'));
-}
-
 // ", \"key\": " and a string.
 void field(std::string& out, std::string_view key, std::string_view value) {
   out += ", \"";

@@ -29,10 +29,6 @@ Outcome refuse(int err, const ReleaseOfClient& request, std::uint64_t ambiguous,
   return outcome;
 }
 
-bool is_own(const Viewer& viewer, const Grant& grant) {
-  return viewer.admin || grant.holder.uid == viewer.caller.uid;
-}
-
 // Walks the table page by page, breaking as it goes: a client may hold a million locks.
 class Sweep {
  public:
@@ -57,7 +53,7 @@ class Sweep {
 
  private:
   void look_at(const Grant& grant) {
-    if (is_op(grant.kind) || !is_own(actor_.writer, grant) || !is_own(actor_.opener, grant)) return;
+    if (is_op(grant.kind) || !is_his(actor_.writer, grant) || !is_his(actor_.opener, grant)) return;
     // All of an owner's on a file goes at once; the page may show more of it.
     if (last_ == std::pair{grant.file, grant.owner}) return;
     const auto machines = context_.machines_of(grant);

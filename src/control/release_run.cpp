@@ -49,9 +49,8 @@ Result<std::vector<Grant>> held_by(const Context& context, FileId file,
 }
 
 bool may_break(const Viewer& viewer, const std::vector<Grant>& held) {
-  return viewer.admin || std::all_of(held.begin(), held.end(), [&viewer](const Grant& grant) {
-           return grant.holder.uid == viewer.caller.uid;
-         });
+  return std::all_of(held.begin(), held.end(),
+                     [&viewer](const Grant& grant) { return is_his(viewer, grant); });
 }
 
 // Is the caller (a thread) of the process that holds the lock? Not if that cannot be told.
@@ -134,10 +133,9 @@ Outcome run_release(const Context& context, const ReleaseRequest& request, const
     return refuse(ENOENT, ref, "the lock was given up just now by its holder");
   }
   const Holder& holder = held->front().holder;
-  const std::string_view comm{holder.comm.data(), holder.comm.size()};
   log::info("released: {} broke {} piece(s) of {}, held by uid {} pid {} ({}){}",
             describe_caller(actor), broken->count, target, holder.uid, holder.pid,
-            log::printable(comm.substr(0, comm.find('\0'))), fence ? ", fenced" : "");
+            log::printable(comm_of(holder)), fence ? ", fenced" : "");
 
   Outcome outcome{0, reply_head(ref)};
   bool first = true;

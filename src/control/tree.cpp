@@ -106,23 +106,20 @@ constexpr std::size_t kMaxOpenPerUser = 128;
 // What is read is made for who reads it, and changes with more than the locks (a file's name). An
 // NFS client keeps it for all its users until the change time differs: so it does from one second
 // to the next, and from one user to the other.
-NodeAttr as_seen_by(const Caller& caller, NodeAttr node) {
-  if (!S_ISREG(node.attr.st_mode) || node.node == node_of(Fixed::kReadme)) return node;
+Result<NodeAttr> as_seen_by(const Caller& caller, Result<NodeAttr> node) {
+  if (!node || !S_ISREG(node->attr.st_mode)) return node;
+  const FixedName* const fixed = find_fixed(node->node);
+  if (fixed != nullptr && fixed->what == Fixed::kReadme) return node;
   constexpr std::int64_t kSecond = 1'000'000'000;
   constexpr std::uint64_t kMixed = 0x9e3779b97f4a7c15U;
-  const std::int64_t modified = node.attr.st_mtim.tv_sec * kSecond + node.attr.st_mtim.tv_nsec;
+  const std::int64_t modified = node->attr.st_mtim.tv_sec * kSecond + node->attr.st_mtim.tv_nsec;
   // Who has written a request would read just that from his cache, as if it were a file: at once.
-  const FixedName* const fixed = find_fixed(node.node);
   const std::int64_t step = fixed != nullptr && takes_requests(fixed->what) ? 1 : kSecond;
   const std::int64_t lately = realtime_ns() / step * step;
-  const auto user =
-      static_cast<std::int64_t>((std::uint64_t{caller.uid} + 1) * kMixed >> 44);  // below 2^20 ns
-  node.attr.st_ctim = to_timespec(std::max(modified, lately) + user);
+  // Below 2^20 ns.
+  const auto user = static_cast<std::int64_t>((std::uint64_t{caller.uid} + 1) * kMixed >> 44);
+  node->attr.st_ctim = to_timespec(std::max(modified, lately) + user);
   return node;
-}
-Result<NodeAttr> as_seen_by(const Caller& caller, Result<NodeAttr> node) {
-  if (!node) return node;
-  return as_seen_by(caller, *std::move(node));
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ const FileFacts::Facts& FileFacts::of(const Grant& grant) {
 }
 
 bool FileFacts::visible(const Grant& grant) {
-  if (viewer_.admin || grant.holder.uid == viewer_.caller.uid) return true;
+  if (is_his(viewer_, grant)) return true;
   const Facts& facts = of(grant);
   if (facts.path.empty()) return false;  // nothing to judge by
   if (!readable_) {

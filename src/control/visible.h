@@ -16,6 +16,11 @@ struct Viewer {
 };
 [[nodiscard]] Viewer viewer_of(const Context& context, const Caller& caller);
 
+// His to see and to break, whatever the file: admins, and the uid that holds it.
+[[nodiscard]] inline bool is_his(const Viewer& viewer, const Grant& grant) {
+  return viewer.admin || grant.holder.uid == viewer.caller.uid;
+}
+
 // The facts about the file of the grant asked for last; a listing comes file by file, so that one
 // set is enough. For one rendering only: names and permissions change. Not thread-safe.
 class FileFacts {

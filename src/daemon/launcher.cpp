@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "base/write_all.h"
+
 namespace latchfs::daemon {
 namespace {
 
@@ -23,15 +25,6 @@ void print_line(const char* program, std::string_view line) noexcept {
   text += '\n';
   std::fwrite(text.data(), 1, text.size(), stderr);
   std::fflush(stderr);
-}
-
-bool write_all(int fd, std::string_view text) noexcept {
-  while (!text.empty()) {
-    const ssize_t n = TEMP_FAILURE_RETRY(::write(fd, text.data(), text.size()));
-    if (n < 0) return false;
-    text.remove_prefix(static_cast<std::size_t>(n));
-  }
-  return true;
 }
 
 std::string read_all(int fd) {

@@ -160,19 +160,28 @@ MountFileView::Sharer MountFileView::sharer(std::uint64_t mount) {
   if (!stats) return {};
   const MutexLock hold{mu_};
   for (const MountInfo& info : stats->mounts) {
-    sharers_[info.id] = {static_cast<pid_t>(info.pid), info.mountpoint};
+    sharers_.try_emplace(info.id, Sharer{static_cast<pid_t>(info.pid), info.mountpoint, 0});
   }
   const auto it = sharers_.find(mount);
   return it != sharers_.end() ? it->second : Sharer{};
 }
 
+dev_t MountFileView::super_block_of(std::uint64_t mount) {
+  const Sharer known = sharer(mount);
+  if (known.super_block != 0) return known.super_block;
+  const dev_t found = posix::super_block_at(known.mountpoint);
+  const MutexLock hold{mu_};
+  const auto it = sharers_.find(mount);
+  if (it != sharers_.end()) it->second.super_block = found;
+  return found;
+}
+
 std::optional<std::vector<RemoteClient>> MountFileView::nfs_clients(const Grant& grant) {
-  const std::string_view whole{grant.holder.comm.data(), grant.holder.comm.size()};
   posix::become_daemon();
-  if (!posix::NfsdClients::is_server_thread(grant.holder.pid, whole.substr(0, whole.find('\0')))) {
+  if (!posix::NfsdClients::is_server_thread(grant.holder.pid, comm_of(grant.holder))) {
     return std::nullopt;
   }
-  const dev_t super_block = posix::super_block_at(sharer(grant.owner.mount).mountpoint);
+  const dev_t super_block = super_block_of(grant.owner.mount);
   if (super_block == 0) return std::vector<RemoteClient>{};
   const auto ino = inodes_.shown_ino(static_cast<dev_t>(grant.file.dev), grant.file.ino);
   return nfsd_clients_.with_locks_on(super_block, ino, grant.acquired_at_ns);

@@ -11,6 +11,7 @@
 #include "control/file_view.h"
 #include "latchfs/lock_service.h"
 #include "posix/inode_table.h"
+#include "posix/mountinfo.h"
 #include "posix/nfsd_clients.h"
 #include "posix/path_finder.h"
 
@@ -57,8 +58,11 @@ class MountFileView final : public control::FileView {
   struct Sharer {
     pid_t daemon{};
     std::string mountpoint;
+    dev_t super_block{};  // 0: not looked for yet
   };
   Sharer sharer(std::uint64_t mount);
+  // What a lock was taken through: so it is mounted, and stays what it is. 0: it is not to be seen.
+  dev_t super_block_of(std::uint64_t mount);
 
   posix::InodeTable& inodes_;
   LockService& locks_;

@@ -46,6 +46,27 @@ Status refusal_of(std::error_code error) {
   return error == errno_code(EAGAIN) ? Status::kUnanswered : Status::kDeniedNolocks;
 }
 
+// What LOCK and its kin are about.
+struct Target {
+  ByteRange range;
+  NfsHandle handle;
+};
+Result<Target> target_of(const What& what) {
+  const auto range = range_of(what);
+  if (!range) return range.error();
+  const auto handle = parse_handle(what.handle);
+  if (!handle) return handle.error();
+  return Target{*range, *handle};
+}
+
+// What an answer of the table's that is no grant means; nothing: it is one.
+std::optional<Status> refused(const Result<Acquired>& got) {
+  if (!got) return status_of(got.error());
+  if (std::holds_alternative<Deadlock>(*got)) return Status::kDeadlock;
+  if (!std::holds_alternative<Granted>(*got)) return Status::kDenied;
+  return std::nullopt;
+}
+
 LockMode mode_of(const LockCall& call) {
   return call.exclusive ? LockMode::kExclusive : LockMode::kShared;
 }
@@ -204,29 +225,34 @@ LockDesk::Figures LockDesk::figures() {
   return out;
 }
 
+LockRequest LockDesk::request_for(const File& file, const LockCall& call, const Source& from,
+                                  ByteRange range) const {
+  LockRequest request;
+  request.file = file.id;
+  request.owner = owner_of(call.what, from);
+  request.range = range;
+  request.mode = mode_of(call);
+  request.kind = LockKind::kPosix;
+  return request;
+}
+
 TestAnswer LockDesk::test(const LockCall& call, const Source& from, const User& user) {
   TestAnswer out{call.cookie, Status::kGranted, {}};
   if (in_grace()) {
     out.status = Status::kDeniedGracePeriod;
     return out;
   }
-  const auto range = range_of(call.what);
-  const auto handle = parse_handle(call.what.handle);
-  if (!range || !handle) {
-    out.status = status_of(range ? handle.error() : range.error());
+  const auto target = target_of(call.what);
+  if (!target) {
+    out.status = status_of(target.error());
     return out;
   }
-  const auto file = file_for(*handle, user);
+  const auto file = file_for(target->handle, user);
   if (!file) {
     out.status = status_of(file.error());
     return out;
   }
-  LockRequest request;
-  request.file = (*file)->id;
-  request.owner = owner_of(call.what, from);
-  request.range = *range;
-  request.mode = mode_of(call);
-  request.kind = LockKind::kPosix;
+  const LockRequest request = request_for(**file, call, from, target->range);
   const auto found = locks_.test(request);
   if (!found) {
     out.status = status_of(found.error());
@@ -243,22 +269,15 @@ TestAnswer LockDesk::test(const LockCall& call, const Source& from, const User& 
 
 Status LockDesk::lock(const LockCall& call, const Source& from, const User& user, Manner manner) {
   if (in_grace() && !call.reclaim) return Status::kDeniedGracePeriod;
-  const auto range = range_of(call.what);
-  if (!range) return status_of(range.error());
-  const auto handle = parse_handle(call.what.handle);
-  if (!handle) return status_of(handle.error());
-  const auto file = file_for(*handle, user);
+  const auto target = target_of(call.what);
+  if (!target) return status_of(target.error());
+  const auto file = file_for(target->handle, user);
   if (!file) return status_of(file.error());
   if (call.exclusive && (*file)->read_only) return Status::kReadOnly;
   const auto host = hosts_.enter(call.what.caller, from.address, from.local, manner.monitored);
   if (!host) return refusal_of(host.error());
 
-  LockRequest request;
-  request.file = (*file)->id;
-  request.owner = owner_of(call.what, from);
-  request.range = *range;
-  request.mode = mode_of(call);
-  request.kind = LockKind::kPosix;
+  LockRequest request = request_for(**file, call, from, target->range);
   request.holder.pid = static_cast<std::uint32_t>(call.what.svid);
   request.holder.uid = user.uid;
   request.holder.client = (*host)->client;
@@ -299,9 +318,7 @@ Status LockDesk::lock_on(File& file, const FilePtr& shared, const HostPtr& host,
     return wait_locked(file, shared, host, request, call, from, manner);
   }
   const auto got = locks_.acquire(request, OnConflict::kRefuse, {});
-  if (!got) return status_of(got.error());
-  if (std::holds_alternative<Deadlock>(*got)) return Status::kDeadlock;
-  if (!std::holds_alternative<Granted>(*got)) return Status::kDenied;
+  if (const auto status = refused(got)) return *status;
   hold_locked(file, host, request.owner, call.what.svid, request.range, request.mode);
   if (block) {
     // What he waited for he has, whichever way.
@@ -341,27 +358,23 @@ Status LockDesk::wait_locked(File& file, const FilePtr& shared, const HostPtr& h
   const auto got = locks_.acquire(request, OnConflict::kQueue, block->token);
   if (got && std::holds_alternative<Queued>(*got)) return Status::kBlocked;
   remove_locked(file, block);
-  if (!got) return status_of(got.error());
-  if (std::holds_alternative<Deadlock>(*got)) return Status::kDeadlock;
-  if (!std::holds_alternative<Granted>(*got)) return Status::kDenied;
+  if (const auto status = refused(got)) return *status;
   hold_locked(file, host, request.owner, call.what.svid, request.range, request.mode);
   return Status::kGranted;
 }
 
 Status LockDesk::cancel(const LockCall& call, const Source& from) {
   if (in_grace()) return Status::kDeniedGracePeriod;
-  const auto range = range_of(call.what);
-  if (!range) return status_of(range.error());
-  const auto handle = parse_handle(call.what.handle);
-  if (!handle) return status_of(handle.error());
-  if (!files_.exports(handle->fsid)) return Status::kStaleHandle;
-  const FilePtr shared = known(*handle);
+  const auto target = target_of(call.what);
+  if (!target) return status_of(target.error());
+  if (!files_.exports(target->handle.fsid)) return Status::kStaleHandle;
+  const FilePtr shared = known(target->handle);
   if (!shared) return Status::kDenied;
   File& file = *shared;
   const LockMode mode = mode_of(call);
   const MutexLock hold{file.mu};
   const OwnerId owner = owner_meant_locked(file, call.what, from);
-  const BlockPtr block = find_block_locked(file, owner, *range, &mode);
+  const BlockPtr block = find_block_locked(file, owner, target->range, &mode);
   // XNFS: denied, "possibly because there was no outstanding lock request to cancel".
   if (!block) return Status::kDenied;
   // Granted, and the client does not know it yet: it is given back.
@@ -371,25 +384,23 @@ Status LockDesk::cancel(const LockCall& call, const Source& from) {
 
 Status LockDesk::unlock(const LockCall& call, const Source& from) {
   if (in_grace()) return Status::kDeniedGracePeriod;
-  const auto range = range_of(call.what);
-  if (!range) return status_of(range.error());
-  const auto handle = parse_handle(call.what.handle);
-  if (!handle) return status_of(handle.error());
-  if (!files_.exports(handle->fsid)) return Status::kStaleHandle;
-  const FilePtr shared = known(*handle);
+  const auto target = target_of(call.what);
+  if (!target) return status_of(target.error());
+  if (!files_.exports(target->handle.fsid)) return Status::kStaleHandle;
+  const FilePtr shared = known(target->handle);
   // A file nobody has locked here needs not be opened to say that nothing of it is locked.
   if (!shared) return Status::kGranted;
   File& file = *shared;
   const MutexLock hold{file.mu};
   const OwnerId owner = owner_meant_locked(file, call.what, from);
   // As lockd: whoever unlocks does not wait for the same any more.
-  while (const BlockPtr block = find_block_locked(file, owner, *range, nullptr)) {
+  while (const BlockPtr block = find_block_locked(file, owner, target->range, nullptr)) {
     undo_locked(file, block);
   }
   if (!file.held.contains(owner.key)) return Status::kGranted;
-  const auto given = locks_.release(file.id, owner, *range);
+  const auto given = locks_.release(file.id, owner, target->range);
   if (!given) return status_of(given.error());
-  unhold_locked(file, owner, *range);
+  unhold_locked(file, owner, target->range);
   return Status::kGranted;
 }
 

@@ -174,6 +174,9 @@ class LockDesk {
   enum class Ended : std::uint8_t { kCancelled, kGranted, kRefused };
 
   [[nodiscard]] OwnerId owner_of(const What& what, const Source& from) const;
+  // Without a holder.
+  [[nodiscard]] LockRequest request_for(const File& file, const LockCall& call, const Source& from,
+                                        ByteRange range) const;
   // The owner, of those that hold something or wait, whose locks are meant to go.
   [[nodiscard]] OwnerId owner_meant_locked(File& file, const What& what, const Source& from) const
       REQUIRES(file.mu);

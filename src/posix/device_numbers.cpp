@@ -12,19 +12,14 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/write_all.h"
+#include "posix/file_handle.h"
 
 namespace latchfs::posix {
 namespace {
 
 // 510 lines of 255 bytes in hexadecimal are less than half of it.
 constexpr std::size_t kMostBytes = 1 << 20;
-
-// FNV-1a: the same in every version.
-std::uint64_t hash64(std::string_view text) {
-  std::uint64_t h = 0xcbf29ce484222325ULL;
-  for (const char ch : text) h = (h ^ static_cast<unsigned char>(ch)) * 0x100000001b3ULL;
-  return h;
-}
 
 template <class Number>
 bool take(std::string_view& text, Number& value) {
@@ -55,20 +50,11 @@ std::string to_line(unsigned number, const DeviceNumbers::Way& way) {
   return line + '\n';
 }
 
-bool write_all(int fd, std::string_view text) {
-  while (!text.empty()) {
-    const auto n = ::write(fd, text.data(), text.size());
-    if (n <= 0) return false;
-    text.remove_prefix(static_cast<std::size_t>(n));
-  }
-  return true;
-}
-
 }  // namespace
 
 DeviceNumbers::DeviceNumbers(std::string directory, std::string_view source, unsigned most)
     : directory_{std::move(directory)},
-      name_{fmt::format("devices-{:016x}", hash64(source))},
+      name_{fmt::format("devices-{:016x}", hash64(source.data(), source.size()))},
       most_{most} {}
 
 DeviceNumbers::File DeviceNumbers::open(bool make) {

@@ -111,11 +111,16 @@ std::uint32_t FileHandle::hash() const noexcept {
   return mixed != 0 ? mixed : 1;
 }
 
-// FNV-1a in 64 bits, folded.
-std::uint32_t hash32(const void* bytes, std::size_t size) noexcept {
+std::uint64_t hash64(const void* bytes, std::size_t size) noexcept {
   std::uint64_t h = 0xcbf29ce484222325ULL;
   const auto* at = static_cast<const unsigned char*>(bytes);
   for (std::size_t i = 0; i < size; ++i) h = (h ^ at[i]) * 0x100000001b3ULL;
+  return h;
+}
+
+// Folded.
+std::uint32_t hash32(const void* bytes, std::size_t size) noexcept {
+  const std::uint64_t h = hash64(bytes, size);
   const auto folded = static_cast<std::uint32_t>(h ^ (h >> 32));
   return folded != 0 ? folded : 1;
 }

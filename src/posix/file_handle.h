@@ -61,6 +61,8 @@ class FileHandle {
 };
 static_assert(sizeof(FileHandle) == 40, "one per inode: keep it small");
 
+// FNV-1a: the same in every process and version.
+[[nodiscard]] std::uint64_t hash64(const void* bytes, std::size_t size) noexcept;
 // The same for file systems without handles: mixes any bytes. Never 0.
 [[nodiscard]] std::uint32_t hash32(const void* bytes, std::size_t size) noexcept;
 

@@ -294,14 +294,15 @@ Result<Entry> InodeTable::unknown_self(std::uint64_t node) {
   const auto handle = handle_by_ino((*mount)->get(), NodeIds::ino_of(node));
   auto fd = handle ? handle->open((*mount)->get()) : Result<UniqueFd>{handle.error()};
   if (!fd) return errno_code(ESTALE);
-  const auto st = stat_of(fd->get());
-  if (!st || st->st_dev != devices_.dev(slot) || st->st_ino != NodeIds::ino_of(node)) {
+  const auto found = identify(fd->get(), 0, {});
+  if (!found || found->attr.st_dev != devices_.dev(slot) ||
+      found->attr.st_ino != NodeIds::ino_of(node)) {
     return errno_code(ESTALE);
   }
-  if (S_ISDIR(st->st_mode)) {
+  if (S_ISDIR(found->attr.st_mode)) {
     if (auto below = check_below_root(fd->get()); !below) return below.error();
   }
-  return adopt(std::move(*fd), 0, {});
+  return enter(*found, std::move(*fd), 0, {});
 }
 
 Result<Entry> InodeTable::parent_of(std::uint64_t node) {

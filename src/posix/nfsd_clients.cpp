@@ -68,23 +68,6 @@ RemoteClient read_info(const std::filesystem::path& file) {
   return client;
 }
 
-// mountinfo's octal escapes of blanks and backslashes.
-std::string unescape(std::string_view text) {
-  std::string plain;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    int code = 0;
-    if (text[i] == '\\' && i + 3 < text.size() &&
-        std::from_chars(text.data() + i + 1, text.data() + i + 4, code, 8).ptr ==
-            text.data() + i + 4) {
-      plain += static_cast<char>(code);
-      i += 3;
-    } else {
-      plain += text[i];
-    }
-  }
-  return plain;
-}
-
 }  // namespace
 
 bool NfsdClients::is_server_thread(std::uint32_t pid, std::string_view comm) {
@@ -177,29 +160,6 @@ std::vector<RemoteClient> NfsdClients::with_locks_on(dev_t super_block, std::uin
   }
   const auto found = seen->lockers.find({super_block, ino});
   return found == seen->lockers.end() ? std::vector<RemoteClient>{} : found->second;
-}
-
-dev_t super_block_at(std::string_view mountpoint) {
-  dev_t found = 0;
-  std::ifstream mounts{"/proc/self/mountinfo"};
-  for (std::string line; std::getline(mounts, line);) {
-    // "36 35 98:0 /root /point ..."
-    std::istringstream fields{line};
-    std::string id;
-    std::string parent;
-    std::string device;
-    std::string root;
-    std::string point;
-    if (!(fields >> id >> parent >> device >> root >> point)) continue;
-    if (unescape(point) != mountpoint) continue;
-    std::string_view text = device;
-    unsigned major_number = 0;
-    unsigned minor_number = 0;
-    if (take(text, 10, ':', major_number) && take(text, 10, '\0', minor_number)) {
-      found = makedev(major_number, minor_number);
-    }
-  }
-  return found;
 }
 
 }  // namespace latchfs::posix

@@ -58,7 +58,4 @@ class NfsdClients {
   std::shared_ptr<const Snapshot> last_ GUARDED_BY(mu_);
 };
 
-// The super block mounted at this path last, as this process sees it; 0: none. Asks no file system.
-[[nodiscard]] dev_t super_block_at(std::string_view mountpoint);
-
 }  // namespace latchfs::posix

@@ -57,12 +57,6 @@ std::optional<std::string> link_text(const char* path) {
   return std::string{text, static_cast<std::size_t>(length)};
 }
 
-// "" for "/": so that a directory and '/' and a name is a path, whatever the directory.
-std::string without_end_slash(std::string path) {
-  if (path == "/") path.clear();
-  return path;
-}
-
 // What follows `directory` in `path`: "" if it is the directory itself, else "/…"; none if the
 // path lies elsewhere.
 std::optional<std::string_view> rest_below(std::string_view path, std::string_view directory) {
@@ -70,21 +64,6 @@ std::optional<std::string_view> rest_below(std::string_view path, std::string_vi
   path.remove_prefix(directory.size());
   if (!path.empty() && path.front() != '/') return std::nullopt;
   return path;
-}
-
-// mountinfo writes space, tab, newline and backslash as \ooo.
-std::string unescaped(std::string_view text) {
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const auto digit = [&text](std::size_t at) { return at < text.size() ? text[at] - '0' : 8; };
-    if (text[i] == '\\' && digit(i + 1) < 4 && digit(i + 2) < 8 && digit(i + 3) < 8) {
-      out += static_cast<char>(digit(i + 1) * 64 + digit(i + 2) * 8 + digit(i + 3));
-      i += 3;
-    } else {
-      out += text[i];
-    }
-  }
-  return out;
 }
 
 std::string read_whole(const std::string& path) {
@@ -102,7 +81,7 @@ std::string read_whole(const std::string& path) {
 
 }  // namespace
 
-const PathFinder::MountPoint* PathFinder::Mounts::find(std::uint64_t id) const {
+const MountPoint* PathFinder::Mounts::find(std::uint64_t id) const {
   const auto found = by_id.find(id);
   return found == by_id.end() ? nullptr : &list[found->second];
 }
@@ -116,34 +95,13 @@ PathFinder::PathFinder(int root_fd, FileId root)
 
 // ---- mounts
 
-// "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw" (proc(5))
-PathFinder::MountPoint PathFinder::parse_line(const std::string& line) {
-  MountPoint mount;
-  std::size_t begin = 0;
-  std::size_t field = 0;
-  std::size_t type_field = SIZE_MAX;
-  while (begin <= line.size()) {
-    const auto end = std::min(line.find(' ', begin), line.size());
-    const std::string_view word = std::string_view{line}.substr(begin, end - begin);
-    begin = end + 1;
-    if (field == 0) mount.id = std::strtoull(std::string{word}.c_str(), nullptr, 10);
-    if (field == 2) mount.device = word;
-    if (field == 3) mount.root = without_end_slash(unescaped(word));
-    if (field == 4) mount.point = without_end_slash(unescaped(word));
-    if (field == type_field) mount.fuse = word.substr(0, 4) == "fuse";
-    if (field > 5 && word == "-" && type_field == SIZE_MAX) type_field = field + 1;
-    ++field;
-  }
-  return mount;
-}
-
 PathFinder::MountsPtr PathFinder::read_mounts(const std::string& path) {
   auto mounts = std::make_shared<Mounts>();
   mounts->read_at_ns = monotonic_ns();
   const std::string text = read_whole(path);
   for (std::size_t begin = 0; begin < text.size();) {
     const auto end = std::min(text.find('\n', begin), text.size());
-    MountPoint mount = parse_line(text.substr(begin, end - begin));
+    MountPoint mount = parse_mount(std::string_view{text}.substr(begin, end - begin));
     begin = end + 1;
     mounts->by_id[mount.id] = mounts->list.size();
     mounts->list.push_back(std::move(mount));

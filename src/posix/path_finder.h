@@ -24,6 +24,7 @@
 #include "base/mutex.h"
 #include "base/unique_fd.h"
 #include "latchfs/types.h"
+#include "posix/mountinfo.h"
 
 namespace latchfs::posix {
 
@@ -50,13 +51,6 @@ class PathFinder {
   FoundPath find(pid_t pid, int fd, FileId file);
 
  private:
-  struct MountPoint {
-    std::uint64_t id{};
-    std::string device;  // "MAJOR:MINOR" of the super block
-    std::string root;    // of the mount in its file system; no '/' at the end: "" is all of it
-    std::string point;   // where it is mounted; likewise
-    bool fuse{};
-  };
   // One namespace's mounts, in order of mounting.
   struct Mounts {
     std::vector<MountPoint> list;
@@ -80,7 +74,6 @@ class PathFinder {
   };
 
   static MountsPtr read_mounts(const std::string& path);
-  static MountPoint parse_line(const std::string& line);
   MountsPtr own_mounts();
   MountsPtr mounts_of(pid_t pid);
   // Where to look; `known`: as it was found last, if it ever was.

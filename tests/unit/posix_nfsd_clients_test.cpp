@@ -8,6 +8,7 @@
 #include <random>
 
 #include "base/clock.h"
+#include "posix/mountinfo.h"
 #include "posix/nfsd_clients.h"
 #include "posix_scratch.h"
 
