@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -100,11 +101,38 @@ Result<Registration> Registration::take(const std::vector<std::string>& netids, 
     out.ours_.push_back({netid, fmt::format("{}.{}.{}", any, port / 256, port % 256)});
   }
   out.remember();
-  ::rpcb_unset(kNlmProgram, kNlmVersion, nullptr);
-  for (const Entry& entry : out.ours_) {
-    if (!enter(entry)) return errno_code(EPERM);  // (what was done is undone)
-  }
+  if (const auto entered = out.enter_ours(); !entered) return entered.error();  // (undone)
   return out;
+}
+
+Result<void> Registration::enter_ours() const {
+  ::rpcb_unset(kNlmProgram, kNlmVersion, nullptr);
+  const bool all = std::all_of(ours_.begin(), ours_.end(), enter);
+  return all ? std::error_code{} : errno_code(EPERM);
+}
+
+bool Registration::is_ours(const Entry& entry) const {
+  return std::find(ours_.begin(), ours_.end(), entry) != ours_.end();
+}
+
+Result<bool> Registration::keep() {
+  const auto now = registered();
+  if (!now) return now.error();
+  const auto still_ours = std::count_if(now->begin(), now->end(),
+                                        [this](const Entry& entry) { return is_ours(entry); });
+  const auto ours = static_cast<std::ptrdiff_t>(ours_.size());
+  const bool astray = still_ours != ours || now->size() != ours_.size();
+  if (!std::exchange(astray_, astray) || !astray) return false;
+  // Nobody at all: who was there before has gone, too.
+  if (still_ours == 0) before_.clear();
+  std::vector<Entry> others;
+  std::copy_if(now->begin(), now->end(), std::back_inserter(others),
+               [this](const Entry& entry) { return !is_ours(entry); });
+  if (!others.empty()) before_ = std::move(others);
+  remember();
+  if (const auto entered = enter_ours(); !entered) return entered.error();
+  astray_ = false;
+  return true;
 }
 
 Registration::Registration(Registration&& other) noexcept
@@ -128,10 +156,8 @@ Registration::~Registration() {
       log::warn("rpcbind is not there: it does not learn that we end");
       return;
     }
-    const auto is_ours = [&](const Entry& entry) {
-      return std::find(ours_.begin(), ours_.end(), entry) != ours_.end();
-    };
-    if (!std::all_of(now->begin(), now->end(), is_ours)) {
+    if (!std::all_of(now->begin(), now->end(),
+                     [this](const Entry& entry) { return is_ours(entry); })) {
       log::info("somebody else is registered in our place by now, and stays");
       return;
     }

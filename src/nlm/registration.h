@@ -31,6 +31,12 @@ class Registration {
   // What was there: "udp 0.0.0.0.3.4", ...
   [[nodiscard]] std::string before() const;
 
+  // Looks whether the place is ours still, and takes it back if it was not the last time either:
+  // lockd takes it whenever the kernel's server starts, in two steps, and that fails if we come in
+  // between. Who was there is registered again at the end, instead of who was there at first. True:
+  // it was taken back. Errors as take(), after which the next call tries again.
+  Result<bool> keep();
+
  private:
   struct Entry {
     std::string netid, address;
@@ -39,6 +45,8 @@ class Registration {
   Registration() = default;
   static Result<std::vector<Entry>> registered();
   static bool enter(const Entry& entry);
+  Result<void> enter_ours() const;
+  [[nodiscard]] bool is_ours(const Entry& entry) const;
   void remember() const;
   // What an earlier run remembered, if all of `now` is that run's.
   static std::optional<std::vector<Entry>> remembered(const std::string& memory,
@@ -47,6 +55,7 @@ class Registration {
   std::string memory_;
   std::vector<Entry> before_;
   std::vector<Entry> ours_;
+  bool astray_{};  // the place was not ours at the last look
 };
 
 }  // namespace latchfs::nlm

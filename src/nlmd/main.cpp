@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
@@ -18,6 +19,7 @@
 
 #include "base/log.h"
 #include "base/mutex.h"
+#include "base/seldom.h"
 #include "base/unique_fd.h"
 #include "daemon/launcher.h"
 #include "daemon/process_limits.h"
@@ -36,6 +38,7 @@ constexpr int kExitFailure = 1;
 constexpr int kExitUsage = 2;
 constexpr std::int64_t kSecond = 1'000'000'000;
 constexpr std::chrono::seconds kLongestEnd{30};
+constexpr std::chrono::seconds kLook{2};  // for our place with rpcbind
 constexpr const char* kProgram = "latchfs-nlm";
 
 int refuse(int status, const std::string& message) {
@@ -108,9 +111,11 @@ class Stop {
     asked_ = true;
     changed_.notify_all();
   }
-  void wait() EXCLUDES(mu_) {
+  // True: it was asked for, within `time`.
+  bool wait_for(std::chrono::nanoseconds time) EXCLUDES(mu_) {
     const MutexLock hold{mu_};
-    while (!asked_) changed_.wait(mu_);
+    if (!asked_) changed_.wait_for(mu_, time);
+    return asked_;
   }
 
  private:
@@ -122,11 +127,26 @@ class Stop {
 // One request, or one file to close, that a mount holds up for ever holds up the end as well. Then
 // it goes without: the table's other users find the locks of a dead process and give them back.
 void end_soon_whatever_happens() {
-  std::thread{[] {
-    std::this_thread::sleep_for(kLongestEnd);
-    log::warn("something that does not answer holds up the end: ending without it");
-    ::_exit(kExitFailure);
-  }}.detach();
+  static std::once_flag once;
+  std::call_once(once, [] {
+    std::thread{[] {
+      std::this_thread::sleep_for(kLongestEnd);
+      log::warn("something that does not answer holds up the end: ending without it");
+      ::_exit(kExitFailure);
+    }}.detach();
+  });
+}
+
+void keep(nlm::Registration& registration) {
+  static Seldom complained{600 * kSecond};
+  const auto taken = registration.keep();
+  if (!taken && complained.due()) {
+    log::warn("our place with rpcbind: {}", taken.error().message());
+  } else if (taken && *taken) {
+    const std::string before = registration.before();
+    log::info("our place with rpcbind is taken back from {}",
+              before.empty() ? "nobody" : log::printable(before));
+  }
 }
 
 // Everything after the fork. What it says before it serves goes through the launcher.
@@ -168,6 +188,7 @@ int serve(const Options& o, daemon::Launcher& launcher) {
   Stop stop;
   const auto signals = daemon::StopSignals::watch([&](int sig) {
     log::info("signal {}: ending", sig);
+    end_soon_whatever_happens();
     stop.ask();
   });
   if (!signals) return fail("signalfd: " + signals.error().message());
@@ -199,8 +220,11 @@ int serve(const Options& o, daemon::Launcher& launcher) {
     std::printf("port %u\n", static_cast<unsigned>((*service)->port()));
     std::fflush(stdout);
   }
-  if (launcher.ready()) stop.wait();
-  end_soon_whatever_happens();
+  const bool wanted = launcher.ready();
+  if (!wanted) end_soon_whatever_happens();
+  while (wanted && !stop.wait_for(kLook)) {
+    if (registration) keep(*registration);
+  }
   registration.reset();
   (*service)->stop();
   log::info("ended");

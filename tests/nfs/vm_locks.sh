@@ -134,22 +134,20 @@ check_silent_client() {
   becomes "v4: the client works again when it is back" granted lock_at alpha:4.2 try "$file" ex 0 0
 }
 
-# nfsd stops and starts: clients reclaim in its grace period, others have to wait for its end.
+# nfsd stops and starts: NFSv4 clients reclaim in its grace period, others have to wait for its end.
+# NFSv3's locks are the lock service's, which finds lockd in its place with rpcbind then.
 check_server_restart() {
   local version file
   local -A holder=()
-  for version in 4.0 4.2; do
+  for version in 3 4.0 4.2; do
     make_files "restart-$version"
     hold lock_at "alpha:$version" hold "locks/restart-$version" ex 0 0
     holder[$version]=$held
     within 60 said "$word" granted || not_ok "v$version: a lock to reclaim" "$(<"$word")"
   done
   stop_nfsd
-  # lockd takes its port back when nfsd starts: docs/nfs.md.
-  stop_nlm TERM
-  is "a stopped server holds no locks" "$(listed .path)" ""
+  is "a stopped server holds no locks but the lock service's" "$(listed .path)" /locks/restart-3
   start_nfsd
-  start_nlm
   for version in 4.0 4.2; do
     file=locks/restart-$version
     # (In the grace period it waits; after that the lock is the first client's again.)
@@ -158,6 +156,13 @@ check_server_restart() {
     end_holder "${holder[$version]}"
     becomes "v$version: and it ends" granted lock_at server try "$file" ex 0 0
   done
+  becomes "v3: the lock service has its place back" "denied EAGAIN" lock_at beta:3 try locks/restart-3 ex 0 0
+  is "v3: what was locked is" "$(lock_at server try locks/restart-3 ex 0 0)" "denied EAGAIN"
+  end_holder "${holder[3]}"
+  becomes "v3: and it ends" granted lock_at server try locks/restart-3 ex 0 0
+  # Who looked for it meanwhile has found lockd.
+  make_files after
+  becomes "v3: locks are given again" granted lock_at alpha:3 try locks/after ex 0 0
 }
 
 # The client says that it has rebooted: what it held is nobody's.

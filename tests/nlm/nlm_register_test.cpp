@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <net/if.h>
 #include <pwd.h>
+#include <rpc/rpc.h>
+#include <rpc/rpcb_clnt.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -156,11 +158,39 @@ TEST(NlmRegister, TakesLockdsPlaceAndGivesItBackAlsoAfterADeath) {
     EXPECT_EQ(port_of(nlm::kNlmProgram, 4), nlm.port());
     EXPECT_EQ(nlm.stop(), 0);
     EXPECT_EQ(port_of(nlm::kNlmProgram, 4), kLockd);
-    // Somebody else came meanwhile (lockd, started anew): he stays.
-    NlmDaemon other{mount.table(), mount.mount(), options};
-    auto newer = nlm::Registration::take({"udp", "tcp"}, 778, place.path() + "/newer");
-    EXPECT_EQ(other.stop(), 0);
+    EXPECT_EQ(port_of(nlm::kNlmProgram, 4, true), kLockd);
+  }));
+}
+
+TEST(NlmRegister, TakesItsPlaceBackFromALockdThatIsStartedLater) {
+  EXPECT_TRUE(in_namespaces([] {
+    start_rpcbind_and_statd();
+    const TempDir place;
+    const MountFixture mount{{"", "", false, {"allow_other"}, true}};
+    const std::vector<std::string> options{"--register", "--no-statd", "--grace=0",
+                                           "--state-dir=" + place.path() + "/state"};
+    NlmDaemon nlm{mount.table(), mount.mount(), options};
+    const auto is_back = [&] {
+      return NlmWorld::await([&] {
+        return port_of(nlm::kNlmProgram, 4) == nlm.port() &&
+               port_of(nlm::kNlmProgram, 4, true) == nlm.port();
+      });
+    };
+    for (const std::uint16_t port : {std::uint16_t{777}, std::uint16_t{778}}) {
+      // With one transport that we do not have, too.
+      auto lockd = nlm::Registration::take({"udp", "tcp", "tcp6"}, port, place.path() + "/lockd");
+      need(lockd.ok(), "a registration");
+      EXPECT_TRUE(is_back()) << nlm.log();
+      // It ends as lockd does: whatever is registered is no more.
+      if (port == 777) ::rpcb_unset(nlm::kNlmProgram, 4, nullptr);
+      EXPECT_TRUE(is_back()) << nlm.log();
+    }
+    // The last one is remembered by the next run as well.
+    nlm.kill();
+    NlmDaemon next{mount.table(), mount.mount(), options};
+    EXPECT_EQ(next.stop(), 0);
     EXPECT_EQ(port_of(nlm::kNlmProgram, 4), 778);
+    EXPECT_EQ(port_of(nlm::kNlmProgram, 4, true), 778);
   }));
 }
 
