@@ -99,7 +99,7 @@ std::uint64_t Renderings::last_size(const std::string& key) {
   for (const auto& [kept, size] : sizes_) {
     if (kept == key) return size;
   }
-  return 0;
+  return kUnknownSize;
 }
 
 void Renderings::note_size(const std::string& key, std::uint64_t size) {
@@ -121,6 +121,7 @@ Result<std::uint64_t> Renderings::quick_size(const Scope& scope, Rendered render
     rendered.text = std::make_shared<const std::string>(std::move(text));
     note_size(size_key_of(scope), rendered.size);
   } else {
+    rendered.guessed = true;
     rendered.size = last_size(size_key_of(scope));
   }
   rendered.made_at = monotonic_ns();
@@ -131,7 +132,9 @@ Result<std::uint64_t> Renderings::quick_size(const Scope& scope, Rendered render
 
 Result<std::uint64_t> Renderings::size(const Scope& scope, std::int64_t changed_at_ns) {
   Rendered rendered = begin(scope, changed_at_ns);
-  if (const auto kept = find(rendered.key, changed_at_ns, false)) return kept->size;
+  if (const auto kept = find(rendered.key, changed_at_ns, false)) {
+    return kept->guessed ? last_size(size_key_of(scope)) : kept->size;
+  }
   if (scope.kind == ListKind::kFilelocks) return quick_size(scope, std::move(rendered));
 
   const std::int64_t begun = monotonic_ns();

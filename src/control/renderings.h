@@ -9,7 +9,8 @@
 // each `echo /a > filelock` and each `ls`. So a size is asked for with a bound (quick_size()): it
 // is truthful whenever the listing was opened less than kFilelockLifeNs ago with no filelock
 // applied or removed since, and whenever the keeper gives all filelocks in one page; else it is
-// the last size known, or 0.
+// the last size known, or kUnknownSize. NFS clients read no file that is said to be empty; what
+// they read says the size once more, which is known by then.
 #pragma once
 
 #include <cstdint>
@@ -41,6 +42,7 @@ class Renderings {
 
   static constexpr std::int64_t kFilelockLifeNs = 2'000'000'000;
   static constexpr std::int64_t kQuickNs = 200'000'000;
+  static constexpr std::uint64_t kUnknownSize = 4096;
 
   explicit Renderings(const Context& context) : context_{context} {}
 
@@ -59,6 +61,7 @@ class Renderings {
     std::int64_t took{};
     std::int64_t life{kLifeNs};
     bool settled{};
+    bool guessed{};  // the size is what last_size() says now
     std::uint64_t size{};
     std::shared_ptr<const std::string> text;  // null if larger than kWhole
   };

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "control/renderings.h"
 #include "control/text.h"
 #include "support/control_world.h"
 
@@ -213,7 +214,7 @@ TEST(ControlFilelockSize, IsTruthfulAndFollowsChanges) {
 TEST(ControlFilelockSize, ALookupDoesNotWalkALargeTree) {
   ControlWorld world;
   fill(world, 2000);
-  EXPECT_EQ(size_of(world), 0U) << "not known yet";
+  EXPECT_EQ(size_of(world), control::Renderings::kUnknownSize) << "not known yet, and not nothing";
   EXPECT_EQ(world.filelocks.list_calls, 1U);
   for (int i = 0; i < 100; ++i) size_of(world);
   EXPECT_EQ(world.filelocks.list_calls, 1U) << "asked once";
@@ -226,6 +227,19 @@ TEST(ControlFilelockSize, ALookupDoesNotWalkALargeTree) {
   EXPECT_EQ(size_of(world), size) << "the last one known";
   EXPECT_EQ(world.filelocks.list_calls, calls + 1);
   EXPECT_EQ(paths(world.json("filelock")).size(), 2001U);
+}
+
+TEST(ControlFilelockSize, IsKnownToAllOfAUsersProcessesOnceOneHasRead) {
+  ControlWorld world;
+  fill(world, 2000);
+  const Caller one{1000, 1000, 11, 022};
+  const Caller other{1000, 1000, 12, 022};
+  EXPECT_EQ(size_of(world, "filelock", one), control::Renderings::kUnknownSize);
+  const std::size_t size = world.cat("filelock", other).size();
+  EXPECT_EQ(size_of(world, "filelock", other), size);
+  const auto calls = world.filelocks.list_calls;
+  EXPECT_EQ(size_of(world, "filelock", one), size) << "though it was asked before";
+  EXPECT_EQ(world.filelocks.list_calls, calls);
 }
 
 TEST(ControlFilelockSize, IsEachViewersOwn) {
