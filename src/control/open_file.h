@@ -24,7 +24,9 @@ class OpenFile {
   virtual ~OpenFile() = default;
 
   virtual Result<std::string> read(std::uint64_t offset, std::size_t size) = 0;
-  virtual Result<std::size_t> write(std::string_view, const Caller&) { return errno_code(EBADF); }
+  virtual Result<std::size_t> write(std::uint64_t /*offset*/, std::string_view, const Caller&) {
+    return errno_code(EBADF);
+  }
   virtual Result<void> flush(const Caller&) { return {}; }
   virtual void close() noexcept {}
 };

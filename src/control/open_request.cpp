@@ -35,12 +35,12 @@ Outcome ReleaseRequests::run(const Intake::Request& request, const Actor& actor)
 Outcome ReleaseRequests::refuse(int err, std::string_view why) { return refuse_release(err, why); }
 
 OpenRequest::OpenRequest(const Context& context, Replies& replies, Budget& budget,
-                         std::unique_ptr<Requests> requests, const Caller& opener, int flags,
-                         Unasked unasked)
+                         std::unique_ptr<Requests> requests, std::optional<Viewer> opener,
+                         int flags, Unasked unasked)
     : context_{context},
       replies_{replies},
       budget_{budget},
-      opener_{viewer_of(context, opener)},
+      opener_{opener},
       readable_{(flags & O_ACCMODE) != O_WRONLY},
       writable_{(flags & O_ACCMODE) != O_RDONLY},
       unasked_{std::move(unasked)},
@@ -50,7 +50,7 @@ OpenRequest::OpenRequest(const Context& context, Replies& replies, Budget& budge
 Result<std::string> OpenRequest::read(std::uint64_t offset, std::size_t size) {
   if (!readable_) return errno_code(EBADF);
   const MutexLock lock{mu_};
-  if (!reply_) {
+  if (!reply_ || !opener_) {
     if (!before_) {
       auto got = unasked_();
       if (!got) return got.error();
@@ -62,10 +62,26 @@ Result<std::string> OpenRequest::read(std::uint64_t offset, std::size_t size) {
   return text_part(*reply_, offset - *origin_, size);
 }
 
-Result<std::size_t> OpenRequest::write(std::string_view data, const Caller& caller) {
+void OpenRequest::begin_or_go_on(std::uint64_t offset, const Caller& caller) {
+  if (!intake_.waiting()) return;
+  if (opener_) {
+    if (offset != 0 || next_offset_ == 0) return;
+    if (!finished_) run(intake_.finish(), writer_);
+  } else {
+    if (offset == next_offset_ && caller.uid == writer_.uid) return;
+    // Nobody else's text may become part of it; nor is it known who asked for that by now.
+    log::info("{}: what uid {} began and did not end is dropped", requests_->name(), writer_.uid);
+  }
+  intake_ = Intake{requests_->short_form()};
+}
+
+Result<std::size_t> OpenRequest::write(std::uint64_t offset, std::string_view data,
+                                       const Caller& caller) {
   if (!writable_) return errno_code(EBADF);
   const MutexLock lock{mu_};
+  begin_or_go_on(offset, caller);
   writer_ = caller;
+  next_offset_ = offset + data.size();
   finished_ = false;
   if (const int err = run(intake_.add(data), caller)) return errno_code(err);
   return data.size();
@@ -75,15 +91,22 @@ Result<void> OpenRequest::flush(const Caller& caller) {
   const MutexLock lock{mu_};
   if (!intake_.waiting() || !same_process(writer_.pid, caller.pid)) return {};
   finished_ = true;
-  if (const int err = run(intake_.finish(), writer_)) return errno_code(err);
+  if (const int err = run(intake_.finish(), last_writer())) return errno_code(err);
   return {};
+}
+
+Caller OpenRequest::last_writer() const {
+  Caller out = writer_;
+  // A server's thread works for somebody else by now, with that one's groups.
+  if (!opener_) out.pid = 0;
+  return out;
 }
 
 void OpenRequest::close() noexcept {
   const MutexLock lock{mu_};
   if (!intake_.waiting() || finished_) return;
   try {
-    run(intake_.finish(), writer_);
+    run(intake_.finish(), last_writer());
   } catch (const std::exception&) {
     log::error("a request to `{}` was lost at its close: out of memory", requests_->name());
   }
@@ -97,7 +120,8 @@ int OpenRequest::run(const Intake::Taken& taken, const Caller& caller) {
   } else if (std::holds_alternative<Intake::TooLarge>(taken)) {
     outcome = requests_->refuse(EMSGSIZE, "the request is longer than 1 MiB");
   } else {
-    const Actor actor{opener_, viewer_of(context_, caller)};
+    const Viewer writer = viewer_of(context_, caller);
+    const Actor actor{opener_.value_or(writer), writer};
     outcome = requests_->run(std::get<Intake::Request>(taken), actor);
   }
   const int err = outcome.err;

@@ -59,12 +59,16 @@ class OpenRequest final : public OpenFile {
   using Unasked = std::function<Result<std::shared_ptr<OpenFile>>()>;
 
   OpenRequest(const Context& context, Replies& replies, Budget& budget,
-              std::unique_ptr<Requests> requests, const Caller& opener, int flags, Unasked unasked);
+              std::unique_ptr<Requests> requests, std::optional<Viewer> opener, int flags,
+              Unasked unasked);
   OpenRequest(const OpenRequest&) = delete;
   OpenRequest& operator=(const OpenRequest&) = delete;
   ~OpenRequest() override { budget_.give_back(charged_); }
   Result<std::string> read(std::uint64_t offset, std::size_t size) override;
-  Result<std::size_t> write(std::string_view data, const Caller& caller) override;
+  // What is written at 0 begins a request, whatever was left of one before: NFS servers keep a file
+  // open when their clients have closed it, and one descriptor for all of them.
+  Result<std::size_t> write(std::uint64_t offset, std::string_view data,
+                            const Caller& caller) override;
   // Called for every close(2) of the descriptor, by children that inherited it as well: only the
   // process that wrote ends its request by it.
   Result<void> flush(const Caller& caller) override;
@@ -72,6 +76,9 @@ class OpenRequest final : public OpenFile {
   void close() noexcept override;
 
  private:
+  [[nodiscard]] Caller last_writer() const REQUIRES(mu_);
+  // Ends what is left of an earlier request, if this does not go on with it.
+  void begin_or_go_on(std::uint64_t offset, const Caller& caller) REQUIRES(mu_);
   // The errno; 0 if done or incomplete.
   int run(const Intake::Taken& taken, const Caller& caller) REQUIRES(mu_);
   // Counts the reply against the budget; one for which there is no room is replaced.
@@ -81,7 +88,7 @@ class OpenRequest final : public OpenFile {
   const Context& context_;
   Replies& replies_;
   Budget& budget_;
-  const Viewer opener_;
+  const std::optional<Viewer> opener_;  // nothing: a server for its users, who share the file
   const bool readable_;
   const bool writable_;
   const Unasked unasked_;
@@ -90,6 +97,7 @@ class OpenRequest final : public OpenFile {
   Intake intake_ GUARDED_BY(mu_);
   std::size_t charged_ GUARDED_BY(mu_){};
   Caller writer_ GUARDED_BY(mu_);
+  std::uint64_t next_offset_ GUARDED_BY(mu_){};               // behind what was written
   bool finished_ GUARDED_BY(mu_){};                           // a flush has ended what was written
   std::shared_ptr<OpenFile> before_ GUARDED_BY(mu_);          // what unasked_ gave
   std::shared_ptr<const std::string> reply_ GUARDED_BY(mu_);  // null before any request

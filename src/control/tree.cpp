@@ -24,80 +24,19 @@
 #include "control/query_nodes.h"
 #include "control/renderings.h"
 #include "control/replies.h"
+#include "control/tree_nodes.h"
 #include "control/visible.h"
 
 namespace latchfs::control {
 namespace {
 
-enum class Fixed : std::uint8_t {
-  kReadme = 2,
-  kList,
-  kWaiters,
-  kRelease,
-  kReply,
-  kStatus,
-  kFilelock,
-  kUnfilelock
-};
-
-struct FixedName {
-  std::string_view name;
-  Fixed what;
-  mode_t mode;
-};
-constexpr std::array<FixedName, 8> kFixed{{{"README", Fixed::kReadme, 0444},
-                                           {"list", Fixed::kList, 0444},
-                                           {"waiters", Fixed::kWaiters, 0444},
-                                           {"release", Fixed::kRelease, 0666},
-                                           {"filelock", Fixed::kFilelock, 0666},
-                                           {"unfilelock", Fixed::kUnfilelock, 0666},
-                                           {"reply", Fixed::kReply, 0444},
-                                           {"status", Fixed::kStatus, 0444}}};
-constexpr std::string_view kFilesName = "files";
 using Which = FileView::Which;
-constexpr std::uint64_t kFilesNode = kControlBit | kMirrorBit | FileView::kRootNode;
-
-constexpr std::uint64_t node_of(Fixed what) {
-  return kControlBit | static_cast<std::uint64_t>(what);
-}
-
-const FixedName* find_fixed(std::uint64_t node) {
-  const auto found = std::find_if(kFixed.begin(), kFixed.end(),
-                                  [node](const FixedName& f) { return node_of(f.what) == node; });
-  return found == kFixed.end() ? nullptr : &*found;
-}
-
-constexpr bool takes_requests(Fixed what) {
-  return what == Fixed::kRelease || what == Fixed::kFilelock || what == Fixed::kUnfilelock;
-}
-
-constexpr bool is_mirror(std::uint64_t node) { return (node & kMirrorBit) != 0; }
-constexpr bool is_query(std::uint64_t node) {
-  return !is_mirror(node) && (node & QueryNodes::kQueryBit) != 0;
-}
-constexpr std::uint64_t mirrored(std::uint64_t node) { return node & ~(kControlBit | kMirrorBit); }
-constexpr std::uint64_t query_number(std::uint64_t node) { return node & ~kControlBit; }
 
 timespec to_timespec(std::int64_t ns) {
   return {static_cast<time_t>(ns / 1'000'000'000), static_cast<long>(ns % 1'000'000'000)};
 }
 
 bool is_link(const FileEntry& entry) { return S_ISLNK(entry.attr.st_mode); }
-
-// The listings, by the node that gives all of one and the name before '?'.
-struct ListName {
-  std::string_view name;
-  ListKind kind;
-  Fixed whole;
-};
-constexpr std::array<ListName, 3> kLists{{{"list", ListKind::kGrants, Fixed::kList},
-                                          {"waiters", ListKind::kWaiters, Fixed::kWaiters},
-                                          {"filelock", ListKind::kFilelocks, Fixed::kFilelock}}};
-
-constexpr ListKind kind_of(Fixed what) {
-  if (what == Fixed::kFilelock) return ListKind::kFilelocks;
-  return what == Fixed::kList ? ListKind::kGrants : ListKind::kWaiters;
-}
 
 constexpr std::size_t kBudget = std::size_t{64} << 20;
 constexpr std::size_t kMaxOpen = 4096;
@@ -139,6 +78,8 @@ struct Tree::Impl {
   Result<NodeAttr> mirror_attr(const FileEntry& entry, std::uint64_t node, const Caller& caller);
   Result<NodeAttr> root_attr();
 
+  // Whom to show what is in the tree: the caller, or nobody in particular.
+  Caller seen_by(const Caller& caller) const;
   Result<NodeAttr> look_up(std::uint64_t parent, std::string_view name, const Caller& caller);
   Result<NodeAttr> getattr(std::uint64_t node, const Caller& caller);
 
@@ -153,9 +94,14 @@ struct Tree::Impl {
   Result<Stamp> stamp_of(ListKind kind);
   Result<OpenListing::Begun> begin_listing(const Scope& scope);
   Result<std::shared_ptr<OpenFile>> open_listing(const Scope& scope);
-  Result<std::shared_ptr<OpenFile>> open_node(std::uint64_t node, int flags, const Caller& caller);
-  Result<std::shared_ptr<OpenFile>> open_fixed(Fixed what, int flags, const Caller& caller);
-  std::shared_ptr<OpenFile> open_requests(Fixed what, int flags, const Caller& caller);
+  // What a caller is to see. for_others: he opens for users he does not name (seen_by()).
+  struct Opener {
+    Caller caller;
+    bool for_others{};
+  };
+  Result<std::shared_ptr<OpenFile>> open_node(std::uint64_t node, int flags, const Opener& opener);
+  Result<std::shared_ptr<OpenFile>> open_fixed(Fixed what, int flags, const Opener& opener);
+  std::shared_ptr<OpenFile> open_requests(Fixed what, int flags, const Opener& opener);
 
   // ---- names
   Result<NodeAttr> look_up_query(const ListName& list, std::string_view text, const Caller& caller);
@@ -190,6 +136,13 @@ struct Tree::Impl {
 };
 
 // ---- attributes
+
+// What a server reads as root for a user whom it does not name is for everybody.
+Caller Tree::Impl::seen_by(const Caller& caller) const {
+  constexpr uid_t kNobody = 65534;
+  if (!context_.files().hides_users(caller)) return caller;
+  return {kNobody, kNobody, 0, caller.umask};
+}
 
 NodeAttr Tree::Impl::make_attr(std::uint64_t node, mode_t mode, std::uint64_t size,
                                std::int64_t changed_ns) const {
@@ -324,7 +277,8 @@ Result<std::shared_ptr<OpenFile>> Tree::Impl::open_listing(const Scope& scope) {
       *std::move(begun), budget_, [this, scope] { return begin_listing(scope); })};
 }
 
-std::shared_ptr<OpenFile> Tree::Impl::open_requests(Fixed what, int flags, const Caller& caller) {
+std::shared_ptr<OpenFile> Tree::Impl::open_requests(Fixed what, int flags, const Opener& opener) {
+  const Caller& caller = opener.caller;
   std::unique_ptr<Requests> requests;
   if (what == Fixed::kRelease) {
     requests = std::make_unique<ReleaseRequests>(context_);
@@ -344,12 +298,16 @@ std::shared_ptr<OpenFile> Tree::Impl::open_requests(Fixed what, int flags, const
       return Result<std::shared_ptr<OpenFile>>{std::make_shared<OpenText>(text)};
     };
   }
-  return std::make_shared<OpenRequest>(context_, replies_, budget_, std::move(requests), caller,
+  // What such a server's users write is asked as them; none of them is shown another's reply.
+  const auto asked_too =
+      opener.for_others ? std::nullopt : std::optional{viewer_of(context_, caller)};
+  return std::make_shared<OpenRequest>(context_, replies_, budget_, std::move(requests), asked_too,
                                        flags, std::move(unasked));
 }
 
 Result<std::shared_ptr<OpenFile>> Tree::Impl::open_fixed(Fixed what, int flags,
-                                                         const Caller& caller) {
+                                                         const Opener& opener) {
+  const Caller& caller = opener.caller;
   const bool to_write = (flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC) != 0;
   if (to_write && !takes_requests(what)) return errno_code(EACCES);
   const auto text = [](std::shared_ptr<const std::string> content) {
@@ -359,14 +317,14 @@ Result<std::shared_ptr<OpenFile>> Tree::Impl::open_fixed(Fixed what, int flags,
     case Fixed::kReadme:
       return text(readme_);
     case Fixed::kFilelock:
-      if ((flags & O_ACCMODE) != O_RDONLY) return open_requests(what, flags, caller);
+      if ((flags & O_ACCMODE) != O_RDONLY) return open_requests(what, flags, opener);
       [[fallthrough]];
     case Fixed::kList:
     case Fixed::kWaiters:
       return open_listing({kind_of(what), {}, std::nullopt, viewer_of(context_, caller)});
     case Fixed::kRelease:
     case Fixed::kUnfilelock:
-      return open_requests(what, flags, caller);
+      return open_requests(what, flags, opener);
     case Fixed::kReply: {
       const Reply reply = replies_.of(caller.uid);
       return text(reply.text ? reply.text : no_reply());
@@ -382,9 +340,10 @@ Result<std::shared_ptr<OpenFile>> Tree::Impl::open_fixed(Fixed what, int flags,
 }
 
 Result<std::shared_ptr<OpenFile>> Tree::Impl::open_node(std::uint64_t node, int flags,
-                                                        const Caller& caller) {
+                                                        const Opener& opener) {
+  const Caller& caller = opener.caller;
   if (node == kTreeRoot) return errno_code(EISDIR);
-  if (const FixedName* fixed = find_fixed(node)) return open_fixed(fixed->what, flags, caller);
+  if (const FixedName* fixed = find_fixed(node)) return open_fixed(fixed->what, flags, opener);
   const bool to_write = (flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC) != 0;
   if (is_mirror(node)) {
     const auto entry = context_.files().getattr(mirrored(node));
@@ -439,7 +398,7 @@ Result<NodeAttr> Tree::Impl::look_up_mirror(std::uint64_t parent, std::string_vi
           ? context_.files().revive(mirrored(parent), up ? Which::kItsDirectory : Which::kItself)
           : context_.files().lookup(mirrored(parent), name, caller);
   if (!entry) return entry.error();
-  auto attr = mirror_attr(*entry, kControlBit | kMirrorBit | entry->node, caller);
+  auto attr = mirror_attr(*entry, kControlBit | kMirrorBit | entry->node, seen_by(caller));
   if (!attr && entry->node != FileView::kRootNode) context_.files().forget(entry->node, 1);
   return attr;
 }
@@ -479,26 +438,27 @@ Result<NodeAttr> Tree::lookup(std::uint64_t parent, std::string_view name, const
 Result<NodeAttr> Tree::Impl::look_up(std::uint64_t parent, std::string_view name,
                                      const Caller& caller) {
   if (name.size() > NAME_MAX) return errno_code(ENAMETOOLONG);
+  const Caller viewer = seen_by(caller);
   if (is_mirror(parent) && !(parent == kFilesNode && name == ".")) {
     return look_up_mirror(parent, name, caller);
   }
-  if (name == ".") return getattr(parent, caller);
+  if (name == ".") return getattr(parent, viewer);
   if (parent != kTreeRoot) return errno_code(name == ".." ? ESTALE : ENOTDIR);
-  if (name == kFilesName) return getattr(kFilesNode, caller);
+  if (name == kFilesName) return getattr(kFilesNode, viewer);
   if (name == "..") {
     const auto entry = context_.files().getattr(FileView::kRootNode);
     if (!entry) return entry.error();
     return NodeAttr{FileView::kRootNode, entry->attr, 1};
   }
   for (const FixedName& fixed : kFixed) {
-    if (fixed.name == name) return fixed_attr(fixed, caller);
+    if (fixed.name == name) return fixed_attr(fixed, viewer);
   }
   const auto question = name.find('?');
   if (question == std::string_view::npos) return errno_code(ENOENT);
   const std::string_view what = name.substr(0, question);
   for (const ListName& list : kLists) {
     if (list.name == what) {
-      return look_up_query(list, name.substr(question + 1), caller);
+      return look_up_query(list, name.substr(question + 1), viewer);
     }
   }
   return errno_code(ENOENT);
@@ -514,7 +474,7 @@ void Tree::forget(std::uint64_t node, std::uint64_t count) noexcept {
 }
 
 Result<NodeAttr> Tree::getattr(std::uint64_t node, const Caller& caller) {
-  return as_seen_by(caller, impl_->getattr(node, caller));
+  return as_seen_by(caller, impl_->getattr(node, impl_->seen_by(caller)));
 }
 
 Result<NodeAttr> Tree::Impl::getattr(std::uint64_t node, const Caller& caller) {
@@ -550,7 +510,8 @@ Result<std::vector<FileName>> Tree::readdir(std::uint64_t node) {
 }
 
 Result<std::uint64_t> Tree::open(std::uint64_t node, int flags, const Caller& caller) {
-  auto file = impl_->open_node(node, flags, caller);
+  const Caller viewer = impl_->seen_by(caller);
+  auto file = impl_->open_node(node, flags, {viewer, viewer.uid != caller.uid});
   if (!file) return file.error();
   // From here on the node must not give way. (It may have between the two; that is harmless: the
   // file does not need it.)
@@ -565,10 +526,10 @@ Result<std::string> Tree::read(std::uint64_t fh, std::uint64_t offset, std::size
   return file ? file->read(offset, size) : Result<std::string>{errno_code(EBADF)};
 }
 
-Result<std::size_t> Tree::write(std::uint64_t fh, std::uint64_t, std::string_view data,
+Result<std::size_t> Tree::write(std::uint64_t fh, std::uint64_t offset, std::string_view data,
                                 const Caller& caller) {
   const auto file = impl_->find(fh);
-  return file ? file->write(data, caller) : Result<std::size_t>{errno_code(EBADF)};
+  return file ? file->write(offset, data, caller) : Result<std::size_t>{errno_code(EBADF)};
 }
 
 Result<void> Tree::flush(std::uint64_t fh, const Caller& caller) {

@@ -223,4 +223,9 @@ bool MountFileView::is_admin(const Caller& caller) {
                        status->groups.end();
 }
 
+bool MountFileView::hides_users(const Caller& caller) {
+  posix::become_daemon();
+  return caller.uid == 0 && posix::program_of(caller.pid) == "ganesha.nfsd";
+}
+
 }  // namespace latchfs::fuse

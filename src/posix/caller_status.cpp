@@ -1,9 +1,11 @@
 #include "posix/caller_status.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <charconv>
 #include <string>
 #include <system_error>
@@ -99,6 +101,20 @@ Result<CallerStatus> status_of(const Caller& caller) {
   if (status->fsuid != caller.uid || status->fsgid != caller.gid) return errno_code(ESRCH);
   if (status->effective_caps != 0 && !same_user_namespace(caller.pid)) status->effective_caps = 0;
   return status;
+}
+
+std::string program_of(pid_t pid) {
+  if (pid <= 0) return {};
+  const std::string link = "/proc/" + std::to_string(pid) + "/exe";
+  std::array<char, PATH_MAX> target{};
+  const ssize_t size = ::readlink(link.c_str(), target.data(), target.size());
+  if (size <= 0) return {};
+  std::string_view name{target.data(), static_cast<std::size_t>(size)};
+  name.remove_prefix(name.rfind('/') + 1);
+  // What an upgrade has replaced is told so (d_path()).
+  constexpr std::string_view kReplaced = " (deleted)";
+  if (name.ends_with(kReplaced)) name.remove_suffix(kReplaced.size());
+  return std::string{name};
 }
 
 }  // namespace latchfs::posix

@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -28,5 +29,10 @@ struct CallerStatus {
 // Capabilities are zero unless it lives in the daemon's user namespace: elsewhere they mean
 // nothing here.
 [[nodiscard]] Result<CallerStatus> status_of(const Caller& caller);
+
+// The name of the file that the process runs, without its directory (/proc/PID/exe); "": it cannot
+// be told, or it is a thread of the kernel. Whoever may run programs can have any: no proof of who
+// it is.
+[[nodiscard]] std::string program_of(pid_t pid);
 
 }  // namespace latchfs::posix

@@ -64,6 +64,7 @@ class FakeFiles final : public control::FileView {
     }
   }
   std::set<uid_t> admins{0};
+  pid_t user_server{-1};  // a server that hides its users
   std::set<FileId> outside;
   std::set<FileId> unnamed;  // locate() finds no path for these
   std::uint64_t locates{};
@@ -156,6 +157,9 @@ class FakeFiles final : public control::FileView {
     return allowed(*at(std::string{path}), caller, 4);
   }
   bool is_admin(const Caller& caller) override { return admins.count(caller.uid) != 0; }
+  bool hides_users(const Caller& caller) override {
+    return caller.uid == 0 && caller.pid == user_server;
+  }
 
  private:
   struct File {

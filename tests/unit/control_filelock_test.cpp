@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/log.h"
 #include "control/filelock_run.h"
@@ -37,7 +39,9 @@ class ControlFilelock : public ::testing::Test {
     return world.tree().open(world.walk(name)->node, flags, caller).value();
   }
   int write(std::uint64_t fh, std::string_view text, const Caller& caller = kAlice) {
-    const auto written = world.tree().write(fh, 0, text, caller);
+    // write(2): where the one before ended, also if it was refused.
+    const auto written =
+        world.tree().write(fh, std::exchange(offsets[fh], offsets[fh] + text.size()), text, caller);
     EXPECT_EQ(written.ok() ? *written : text.size(), text.size());
     return written.error().value();
   }
@@ -45,6 +49,7 @@ class ControlFilelock : public ::testing::Test {
     return parse_json(world.tree().read(fh, offset, 1 << 20).value());
   }
 
+  std::map<std::uint64_t, std::uint64_t> offsets;  // by file
   ControlWorld world;
   FileId a, b, roots;
 };

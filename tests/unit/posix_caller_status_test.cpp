@@ -3,9 +3,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
+#include <filesystem>
 #include <string>
 
 #include "posix/caller_status.h"
+#include "posix_scratch.h"
 
 namespace latchfs::posix {
 namespace {
@@ -66,6 +69,29 @@ TEST(CallerStatus, IsOfALiveThreadOfThoseIds) {
   if (child == 0) ::_exit(0);
   ::waitpid(child, nullptr, 0);
   EXPECT_EQ(status_of(Caller{::geteuid(), ::getegid(), child, 0}).error(), errno_code(ESRCH));
+}
+
+class ProgramOf : public Scratch {};
+
+TEST_F(ProgramOf, NamesTheFileThatRuns) {
+  EXPECT_EQ(program_of(::getpid()), "unit-posix");
+  EXPECT_EQ(program_of(static_cast<pid_t>(::syscall(SYS_gettid))), "unit-posix");
+  EXPECT_EQ(program_of(0), "");
+  // Also when an upgrade has replaced it meanwhile.
+  const std::string program = at("a server");
+  std::filesystem::copy_file("/bin/sleep", program);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::execl(program.c_str(), "other", "60", nullptr);
+    ::_exit(1);
+  }
+  while (program_of(child) == "unit-posix") ::usleep(1000);
+  EXPECT_EQ(program_of(child), "a server");
+  std::filesystem::remove(program);
+  EXPECT_EQ(program_of(child), "a server");
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  EXPECT_EQ(program_of(child), "");
 }
 
 }  // namespace
