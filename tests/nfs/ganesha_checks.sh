@@ -122,7 +122,102 @@ is "a lock by Ganesha is Ganesha's process's" "$(listed .comm '.path == "/first"
 is "and is found by its path" "$(jq '.grants | length' "$shared/.locks/list?ref=%2Ffirst")" 1
 end_holder "$held"
 
+# --- restarts
+# A client's statd says that the client was restarted: statd here tells Ganesha, which asked for it.
+hold lock_at alpha:3 hold first ex 0 0
+within 60 said "$word" granted || not_ok "v3: a lock of who restarts" "$(<"$word")"
+is "v3: it is held" "$(lock_at local try first ex 0 0)" "denied EAGAIN"
+# (Of whom alpha's statd would tell, had alpha one: RPC program, version, procedure are the callback's.)
+# shellcheck disable=SC2016
+on alpha bash -c 'mkdir -p /var/lib/nfs/sm && printf "7f000001 000186b5 00000003 00000010 %032d server alpha\n" 0 >/var/lib/nfs/sm/server'
+on alpha sm-notify -f
+becomes "v3: a client's restart frees its locks" granted lock_at local try first ex 0 0
+end_holder "$held"
+
+# Ganesha dies, and its clients reclaim from the next one.
+declare -A holder=() word_of=()
+for version in 3 4; do
+  make_file "restart-$version"
+  hold lock_at "alpha:$version" hold "restart-$version" ex 0 10
+  holder[$version]=$held word_of[$version]=$word
+  within 60 said "$word" granted || not_ok "v$version: a lock to reclaim" "$(<"$word")"
+done
+stop_ganesha KILL
+within 60 nothing_listed || not_ok "locks end with Ganesha" "$(listed .path)"
+start_ganesha || not_ok "Ganesha starts again" "$(tail -n 3 "$work/ganesha.log")"
+for version in 3 4; do
+  kill -USR1 "${holder[$version]}"
+  reclaimed() { [[ $(tail -n 1 "${word_of[$version]}") == reclaimed ]]; }
+  within 60 reclaimed || true
+  is "v$version: a client reclaims its lock" "$(tail -n 1 "${word_of[$version]}")" reclaimed
+  is "v$version: a local process is refused" "$(lock_at local try "restart-$version" ex 0 0)" "denied EAGAIN"
+done
+for version in 3 4; do
+  # (Who asks in the grace period waits for its end.)
+  is "v$version: another client is refused" "$(lock_at "beta:$version" try "restart-$version" ex 0 0)" "denied EAGAIN"
+  end_holder "${holder[$version]}"
+  becomes "v$version: what was reclaimed ends" granted lock_at local try "restart-$version" ex 0 0
+done
+
 # --- the control tree
+# user_client UID VERSION ACT...: on alpha, as that user.
+user_client() {
+  local uid=$1 version=$2
+  shift 2
+  nsenter -t "${host_pid[alpha]}" -m -n -u -S "$uid" -G "$uid" -- "$NFS_CLIENT" "$version" "$server" "$shared" "$@"
+}
+local_user() { # local_user UID COMMAND...
+  local uid=$1
+  shift
+  ${run:-} setpriv --reuid "$uid" --regid "$uid" --clear-groups -- "$@"
+}
+filelock_of() { jq -r ".filelocks[] | select(.path == \"$1\") | .uid" "$shared/.locks/filelock"; }
+filelock_seen() { # filelock_seen VERSION PATH: by a client
+  client alpha "$1" cat .locks/filelock | jq -r ".filelocks[] | select(.path == \"$2\") | .uid"
+}
+request_for() { # request_for PATH: to release what is held on it
+  jq -c ".grants[] | select(.path == \"$1\") | {ref: .path, offset, size, owner_id}" "$shared/.locks/list"
+}
+for version in 3 4; do
+  for uid in 1000 1001; do
+    other=$((2001 - uid))
+    file=filelock-$version-$uid
+    make_file "$file"
+    chown "$uid" "$work/files/$file"
+    is "v$version: user $uid of a client locks a file" "$(user_client "$uid" "$version" echo "/$file" .locks/filelock)" written
+    is "v$version: it is his" "$(filelock_of "/$file")" "$uid"
+    becomes "v$version: and is listed for clients" "$uid" filelock_seen "$version" "/$file"
+    # shellcheck disable=SC2016
+    fails "v$version: a local user may not write it" local_user "$other" bash -c 'echo other >>"$1"' - "$shared/$file"
+    is "v$version: who locked it may" "$(user_client "$uid" "$version" echo text "$file")" written
+    # (libnfs says EFAULT of each write that is refused by NFSv3.)
+    matches "v$version: another of the client's users may not" "$(user_client "$other" "$version" echo text "$file")" "denied E@(ACCES|FAULT)"
+    matches "v$version: nor take it off" "$(user_client "$other" "$version" echo "/$file" .locks/unfilelock)" "denied E@(ACCES|FAULT)"
+    is "v$version: he takes it off" "$(user_client "$uid" "$version" echo "/$file" .locks/unfilelock)" written
+    is "v$version: and it is off" "$(filelock_of "/$file")" ""
+    # Release of a local process's lock by its user.
+    hold local_user "$uid" "$LOCK_TOOL" hold "$shared/$file" ex 3 4
+    within 60 said "$word" granted || not_ok "a lock of user $uid" "$(<"$word")"
+    request=$(request_for "/$file")
+    matches "v$version: another user does not release it" "$(user_client "$other" "$version" echo "$request" .locks/release)" "denied E@(ACCES|FAULT)"
+    matches "v$version: nor does a client's root" "$(client alpha "$version" echo "$request" .locks/release)" "denied E@(ACCES|FAULT)"
+    is "v$version: its user releases it" "$(user_client "$uid" "$version" echo "$request" .locks/release)" written
+    is "v$version: and it is gone" "$(request_for "/$file")" ""
+    end_holder "$held"
+  done
+done
+# Ganesha reads as root, whoever asks: it is shown what everybody may see.
+mkdir -m 700 "$work/files/private"
+: >"$work/files/private/secret"
+hold local_user 0 "$LOCK_TOOL" hold "$shared/private/secret" ex 3 4
+within 60 said "$word" granted || not_ok "a lock on a private file" "$(<"$word")"
+is "root sees it" "$(listed .path)" /private/secret
+for version in 3 4; do
+  is "v$version: a private file's lock is not shown" "$(user_client 1000 "$version" cat .locks/list | jq -c .grants)" "[]"
+  is "v$version: nor to a client's root" "$(client alpha "$version" cat .locks/list | jq -c .grants)" "[]"
+  is "v$version: nor is anybody's reply" "$(user_client 1001 "$version" cat .locks/reply)" "{}"
+done
+end_holder "$held"
 for version in 3 4; do
   is "v$version: README" "$(client alpha "$version" cat .locks/README)" "$(<"$shared/.locks/README")"
   hold lock_at local hold first ex 7 1

@@ -7,10 +7,11 @@
 //   get DIR LOCAL_DIR      copies it back
 //   cat FILE               its bytes
 //   echo TEXT FILE         writes a line at the beginning: "written", or "denied ERRNO" and status
-//   1 unlink FILE            "unlinked", or … count DIR              "ENTRIES DISTINCT" hold FILE
-//   ex|sh START LENGTH [wait]       as lock_tool: "granted", kept until SIGTERM, which
-//                                             unlocks (SIGKILL does not); "denied ERRNO" and status
-//                                             1
+//   1 unlink FILE            "unlinked", or the same count DIR              "ENTRIES DISTINCT" hold
+//   FILE ex|sh START LENGTH [wait]
+//                          as lock_tool: "granted", kept until SIGTERM, which unlocks (SIGKILL does
+//                          not); "denied ERRNO" and status 1. SIGUSR1: the server was restarted;
+//                          "reclaimed", or "not reclaimed: STATUS"
 //   cancel FILE ex|sh START LENGTH            asks to wait, then takes that back: "cancelled" (v3)
 //   try FILE ex|sh START LENGTH               as hold, but unlocks at once
 //   test FILE ex|sh START LENGTH              "free", or "held ex|sh START LENGTH" (v3)
@@ -41,6 +42,7 @@
 #include <string_view>
 #include <vector>
 
+#include "nfs4_client.h"
 #include "nlm_session.h"
 
 // libnfs has these and does not declare them to C++.
@@ -79,9 +81,9 @@ class Session {
       static int sessions = 0;
       std::array<char, 65> host{};
       ::gethostname(host.data(), host.size() - 1);
-      const std::string name = std::string{host.data()} + '/' + std::to_string(::getpid()) + '/' +
-                               std::to_string(++sessions);
-      nfs4_set_client_name(nfs_, name.c_str());
+      name_ = std::string{host.data()} + '/' + std::to_string(::getpid()) + '/' +
+              std::to_string(++sessions);
+      nfs4_set_client_name(nfs_, name_.c_str());
     }
     need(nfs_mount(nfs_, server_.c_str(), exported.c_str()), "mount");
   }
@@ -92,6 +94,8 @@ class Session {
   int version() const { return version_; }
   const std::string& server() const { return server_; }
   const std::string& exported() const { return exported_; }
+  // As a client of NFSv4.
+  const std::string& name() const { return name_; }
   struct nfs_context* get() const {
     return nfs_;
   }
@@ -107,6 +111,7 @@ class Session {
   int version_;
   std::string server_;
   std::string exported_;
+  std::string name_;
   struct nfs_context* nfs_;
 };
 
@@ -273,13 +278,28 @@ class Lock {
   void drop() {
     if (nlm_) {
       nlm_->unlock(range_);
+    } else if (reclaim_) {
+      reclaim_->unlock();
     } else {
       take_v4(F_UNLCK, false);
     }
   }
+  // After a restart of the server, in its grace period: 0 or the protocol's status.
+  int reclaim() {
+    if (nlm_) {
+      nlm_.emplace(session_->server(), file_->handle());
+      return nlm_->lock(range_, false, true);
+    }
+    reclaim_.emplace(session_->server());
+    return reclaim_->reclaim(session_->name(), file_->handle(), range_);
+  }
   // Any call that a lock's state is named in renews the client's lease.
   void renew() {
     std::array<char, 1> byte{};
+    if (reclaim_) {
+      reclaim_->renew();
+      return;
+    }
     if (!nlm_) nfs_pread(session_->get(), file_->get(), 0, byte.size(), byte.data());
   }
   NlmSession& nlm() { return *nlm_; }
@@ -325,6 +345,7 @@ class Lock {
   NlmRange range_;
   std::optional<Open> file_;
   std::optional<NlmSession> nlm_;
+  std::optional<Nfs4Client> reclaim_;
 };
 
 NlmRange range_of(const std::vector<std::string>& args) {
@@ -332,16 +353,30 @@ NlmRange range_of(const std::vector<std::string>& args) {
 }
 
 int hold(const Session& s, const std::vector<std::string>& args, bool wait, bool keep) {
-  sigset_t ends;
-  sigemptyset(&ends);
-  sigaddset(&ends, SIGTERM);
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGUSR1);
   Lock lock{s, args[0], range_of(args)};
   if (const int error = lock.take(wait); error != 0) return refused(error);
-  ::sigprocmask(SIG_BLOCK, &ends, nullptr);
+  ::sigprocmask(SIG_BLOCK, &signals, nullptr);
   say("granted");
+  bool restarted = false;
   const struct timespec second { 1, 0 };
-  while (keep && ::sigtimedwait(&ends, nullptr, &second) < 0) lock.renew();
+  while (keep) {
+    const int signal = ::sigtimedwait(&signals, nullptr, &second);
+    if (signal == SIGTERM) break;
+    if (signal == SIGUSR1) {
+      restarted = true;
+      const int status = lock.reclaim();
+      say(status == 0 ? "reclaimed" : "not reclaimed: " + std::to_string(status));
+    } else {
+      lock.renew();
+    }
+  }
   lock.drop();
+  // The session of before the restart is not to be closed: nobody knows it any more.
+  if (restarted) std::_Exit(0);
   return 0;
 }
 
@@ -385,6 +420,14 @@ int loop(const Session& s, const std::string& path, long count) {
 }
 
 int echo(const Session& s, const std::string& text, const std::string& path) {
+  if (s.version() == 4) {
+    Nfs4Client client{s.server()};
+    const int status = client.write(s.name() + "/writes", s.exported() + '/' + path, text + '\n');
+    // (What a program may be told of has the numbers of errno.)
+    if (status != 0) return refused(-status);
+    say("written");
+    return 0;
+  }
   const Open file{s, path, O_WRONLY};
   if (file.error() != 0) return refused(file.error());
   const std::string line = text + '\n';

@@ -221,10 +221,11 @@ NlmSession::~NlmSession() {
   rpc_destroy_context(rpc_);
 }
 
-int NlmSession::lock(const NlmRange& range, bool wait) {
+int NlmSession::lock(const NlmRange& range, bool wait, bool reclaim) {
   NLM4_LOCKargs args{};
   args.cookie = next_cookie();
   args.block = wait ? 1 : 0;
+  args.reclaim = reclaim ? 1 : 0;
   args.exclusive = range.exclusive ? 1 : 0;
   args.lock = lock_of(host_, handle_, owner_, range);
   Answer answer;

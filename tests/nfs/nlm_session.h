@@ -27,7 +27,7 @@ class NlmSession {
   ~NlmSession();
 
   // These answer with NLM4_… (nlmstat4).
-  int lock(const NlmRange& range, bool wait);
+  int lock(const NlmRange& range, bool wait, bool reclaim = false);
   int cancel(const NlmRange& range);
   int unlock(const NlmRange& range);
   // On NLM4_DENIED, `held` is the range of who holds it.
