@@ -88,7 +88,8 @@ start_rpc_of_server() {
   state_of_nfs
   rpcbind
   rpc.statd --no-notify
-  nfsdcld
+  # (Where Debian's /etc/nfs.conf says it is.)
+  nfsdcld --pipefsdir /run/rpc_pipefs
 }
 
 # Lease and grace period of NFSv4: as short as the kernel takes them.
