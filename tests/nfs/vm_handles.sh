@@ -42,7 +42,7 @@ for version in "${versions[@]}"; do
   held_now as_user alpha lock_tool hold "/mnt/alpha-$version/kept/lock-$version" ex 0 0
   lock_holder[$version]=$held
 done
-kept_locks() { jq -r '.grants[].path' "$shared/.locks/list" | sort | tr '\n' ' '; }
+kept_locks() { jq -r '.grants[].path | select(startswith("/kept/"))' "$shared/.locks/list" | sort | tr '\n' ' '; }
 
 # While the daemon is gone its directory must not be taken for the mount.
 kill_daemon
