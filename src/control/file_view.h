@@ -64,8 +64,8 @@ class FileView {
   // uid 0 or a member of admin_group (supplementary groups count).
   [[nodiscard]] virtual bool is_admin(const Caller&) = 0;
 
-  // Is the caller a server that opens and reads as root whatever its users ask for, so that nobody
-  // knows which of them sees it (NFS-Ganesha)? What it writes it does as the user.
+  // Is the caller a server that opens for one user what others read, as root or as him, so that
+  // nobody knows which of them sees it (NFS-Ganesha)? What it writes it does as the user.
   [[nodiscard]] virtual bool hides_users(const Caller&) = 0;
 };
 

@@ -64,12 +64,13 @@ Result<std::string> OpenRequest::read(std::uint64_t offset, std::size_t size) {
 
 void OpenRequest::begin_or_go_on(std::uint64_t offset, const Caller& caller) {
   if (!intake_.waiting()) return;
-  if (opener_) {
-    if (offset != 0 || next_offset_ == 0) return;
-    if (!finished_) run(intake_.finish(), writer_);
+  const bool same_user = caller.uid == writer_.uid;
+  if (offset == next_offset_ && (opener_ || same_user)) return;
+  if (opener_ && offset != 0) return;
+  if (offset == 0 && same_user) {
+    if (!finished_) run(intake_.finish(), last_writer());
   } else {
-    if (offset == next_offset_ && caller.uid == writer_.uid) return;
-    // Nobody else's text may become part of it; nor is it known who asked for that by now.
+    // Nobody else's text may become part of it.
     log::info("{}: what uid {} began and did not end is dropped", requests_->name(), writer_.uid);
   }
   intake_ = Intake{requests_->short_form()};
@@ -81,9 +82,15 @@ Result<std::size_t> OpenRequest::write(std::uint64_t offset, std::string_view da
   const MutexLock lock{mu_};
   begin_or_go_on(offset, caller);
   writer_ = caller;
-  next_offset_ = offset + data.size();
   finished_ = false;
-  if (const int err = run(intake_.add(data), caller)) return errno_code(err);
+  if (const int err = run(intake_.add(data), caller)) {
+    // write(2) has moved nothing: a program that goes on does so where it was. A server's client
+    // has been told, and the next one to come is another.
+    next_offset_ = offset;
+    if (!opener_) intake_ = Intake{requests_->short_form()};
+    return errno_code(err);
+  }
+  next_offset_ = offset + data.size();
   return data.size();
 }
 

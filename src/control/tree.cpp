@@ -41,6 +41,8 @@ bool is_link(const FileEntry& entry) { return S_ISLNK(entry.attr.st_mode); }
 constexpr std::size_t kBudget = std::size_t{64} << 20;
 constexpr std::size_t kMaxOpen = 4096;
 constexpr std::size_t kMaxOpenPerUser = 128;
+constexpr uid_t kAnybody = static_cast<uid_t>(-3);
+constexpr std::size_t kMaxOpenForOthers = kMaxOpen / 2;
 
 // What is read is made for who reads it, and changes with more than the locks (a file's name). An
 // NFS client keeps it for all its users until the change time differs: so it does from one second
@@ -114,8 +116,9 @@ struct Tree::Impl {
     std::uint64_t node{};
     uid_t uid{};
   };
-  Result<std::uint64_t> add(std::shared_ptr<OpenFile> file, std::uint64_t node,
-                            const Caller& caller, bool admin);
+  // most: how many the user may have open.
+  Result<std::uint64_t> add(std::shared_ptr<OpenFile> file, std::uint64_t node, uid_t uid,
+                            std::size_t most);
   std::shared_ptr<OpenFile> find(std::uint64_t fh);
 
   Context context_;
@@ -137,11 +140,11 @@ struct Tree::Impl {
 
 // ---- attributes
 
-// What a server reads as root for a user whom it does not name is for everybody.
+// What a server reads for a user whom it does not name is for everybody: as a user who is nobody
+// else (65534 is, and has files and locks), not even those squashed to -2.
 Caller Tree::Impl::seen_by(const Caller& caller) const {
-  constexpr uid_t kNobody = 65534;
   if (!context_.files().hides_users(caller)) return caller;
-  return {kNobody, kNobody, 0, caller.umask};
+  return {kAnybody, kAnybody, 0, caller.umask};
 }
 
 NodeAttr Tree::Impl::make_attr(std::uint64_t node, mode_t mode, std::uint64_t size,
@@ -405,16 +408,16 @@ Result<NodeAttr> Tree::Impl::look_up_mirror(std::uint64_t parent, std::string_vi
 
 // ---- open files
 
-Result<std::uint64_t> Tree::Impl::add(std::shared_ptr<OpenFile> file, std::uint64_t node,
-                                      const Caller& caller, bool admin) {
+Result<std::uint64_t> Tree::Impl::add(std::shared_ptr<OpenFile> file, std::uint64_t node, uid_t uid,
+                                      std::size_t most) {
   const MutexLock lock{mu_};
-  std::size_t& mine = open_per_user_[caller.uid];
-  if (open_.size() >= kMaxOpen || (mine >= kMaxOpenPerUser && !admin)) {
-    if (mine == 0) open_per_user_.erase(caller.uid);
+  std::size_t& mine = open_per_user_[uid];
+  if (open_.size() >= kMaxOpen || mine >= most) {
+    if (mine == 0) open_per_user_.erase(uid);
     return errno_code(ENFILE);
   }
   const std::uint64_t fh = next_fh_++;
-  open_.emplace(fh, Open{std::move(file), node, caller.uid});
+  open_.emplace(fh, Open{std::move(file), node, uid});
   ++mine;
   return fh;
 }
@@ -511,12 +514,16 @@ Result<std::vector<FileName>> Tree::readdir(std::uint64_t node) {
 
 Result<std::uint64_t> Tree::open(std::uint64_t node, int flags, const Caller& caller) {
   const Caller viewer = impl_->seen_by(caller);
-  auto file = impl_->open_node(node, flags, {viewer, viewer.uid != caller.uid});
+  const bool for_others = viewer.uid != caller.uid;
+  auto file = impl_->open_node(node, flags, {viewer, for_others});
   if (!file) return file.error();
   // From here on the node must not give way. (It may have between the two; that is harmless: the
   // file does not need it.)
   if (is_query(node)) impl_->queries_.opened(query_number(node));
-  auto fh = impl_->add(std::move(*file), node, caller, impl_->context_.files().is_admin(caller));
+  const std::size_t most = for_others                                 ? kMaxOpenForOthers
+                           : impl_->context_.files().is_admin(viewer) ? kMaxOpen
+                                                                      : kMaxOpenPerUser;
+  auto fh = impl_->add(std::move(*file), node, viewer.uid, most);
   if (!fh && is_query(node)) impl_->queries_.closed(query_number(node));
   return fh;
 }

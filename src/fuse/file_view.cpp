@@ -225,7 +225,8 @@ bool MountFileView::is_admin(const Caller& caller) {
 
 bool MountFileView::hides_users(const Caller& caller) {
   posix::become_daemon();
-  return caller.uid == 0 && posix::program_of(caller.pid) == "ganesha.nfsd";
+  // Of root's: anybody's own program of that name would not do.
+  return posix::program_of(caller.pid) == "ganesha.nfsd" && posix::real_uid_of(caller.pid) == 0U;
 }
 
 }  // namespace latchfs::fuse

@@ -109,7 +109,7 @@ Result<OpenFilePtr> MountFiles::open_on(const Mount& mount, const NfsHandle& han
   const auto by_node = posix::FileHandle::make(kInode64AndGeneration, words.data(), sizeof words);
   if (!by_node) return by_node.error();
   // Named only, first: opening what is no regular file could wait, or do something.
-  const auto named = by_node->open(mount.fd.get());
+  const auto named = by_node->open(mount.fd.get(), 1);
   if (!named) return named.error();
   const auto st = posix::stat_of(named->get());
   if (!st) return st.error();

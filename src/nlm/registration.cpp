@@ -115,24 +115,34 @@ bool Registration::is_ours(const Entry& entry) const {
   return std::find(ours_.begin(), ours_.end(), entry) != ours_.end();
 }
 
-Result<bool> Registration::keep() {
-  const auto now = registered();
+Result<Registration::Kept> Registration::keep() {
+  auto now = registered();
   if (!now) return now.error();
   const auto still_ours = std::count_if(now->begin(), now->end(),
                                         [this](const Entry& entry) { return is_ours(entry); });
-  const auto ours = static_cast<std::ptrdiff_t>(ours_.size());
-  const bool astray = still_ours != ours || now->size() != ours_.size();
-  if (!std::exchange(astray_, astray) || !astray) return false;
-  // Nobody at all: who was there before has gone, too.
-  if (still_ours == 0) before_.clear();
+  if (now->size() == ours_.size() && still_ours == static_cast<std::ptrdiff_t>(ours_.size())) {
+    astray_.reset();
+    failed_ = false;
+    return Kept::kOurs;
+  }
+  if (!failed_ && (!astray_ || *astray_ != *now)) {
+    astray_ = std::move(*now);
+    return Kept::kAstray;
+  }
   std::vector<Entry> others;
   std::copy_if(now->begin(), now->end(), std::back_inserter(others),
                [this](const Entry& entry) { return !is_ours(entry); });
-  if (!others.empty()) before_ = std::move(others);
+  if (!others.empty()) {
+    before_ = std::move(others);
+  } else if (still_ours == 0 && !failed_) {
+    before_.clear();  // nobody at all: who was there before has gone, too
+  }
   remember();
-  if (const auto entered = enter_ours(); !entered) return entered.error();
-  astray_ = false;
-  return true;
+  const auto entered = enter_ours();
+  failed_ = !entered;
+  if (failed_) return entered.error();
+  astray_.reset();
+  return Kept::kTakenBack;
 }
 
 Registration::Registration(Registration&& other) noexcept

@@ -31,11 +31,12 @@ class Registration {
   // What was there: "udp 0.0.0.0.3.4", ...
   [[nodiscard]] std::string before() const;
 
-  // Looks whether the place is ours still, and takes it back if it was not the last time either:
-  // lockd takes it whenever the kernel's server starts, in two steps, and that fails if we come in
-  // between. Who was there is registered again at the end, instead of who was there at first. True:
-  // it was taken back. Errors as take(), after which the next call tries again.
-  Result<bool> keep();
+  // Looks whether the place is ours still, and takes it back if it is not and looks as it did the
+  // last time: lockd takes it whenever the kernel's server starts, in several steps, and that fails
+  // if we come in between. Who was there is registered again at the end, instead of who was there
+  // at first. Errors as take(), after which the next call tries again.
+  enum class Kept : std::uint8_t { kOurs, kAstray, kTakenBack };
+  Result<Kept> keep();
 
  private:
   struct Entry {
@@ -55,7 +56,8 @@ class Registration {
   std::string memory_;
   std::vector<Entry> before_;
   std::vector<Entry> ours_;
-  bool astray_{};  // the place was not ours at the last look
+  std::optional<std::vector<Entry>> astray_;  // the last look, if the place was not ours then
+  bool failed_{};                             // to take it back
 };
 
 }  // namespace latchfs::nlm

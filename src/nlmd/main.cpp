@@ -38,7 +38,9 @@ constexpr int kExitFailure = 1;
 constexpr int kExitUsage = 2;
 constexpr std::int64_t kSecond = 1'000'000'000;
 constexpr std::chrono::seconds kLongestEnd{30};
-constexpr std::chrono::seconds kLook{2};  // for our place with rpcbind
+// For our place with rpcbind, and again when it is not ours.
+constexpr std::chrono::nanoseconds kLook = std::chrono::seconds{1};
+constexpr std::chrono::nanoseconds kSecondLook = std::chrono::milliseconds{300};
 constexpr const char* kProgram = "latchfs-nlm";
 
 int refuse(int status, const std::string& message) {
@@ -137,16 +139,20 @@ void end_soon_whatever_happens() {
   });
 }
 
-void keep(nlm::Registration& registration) {
+// How soon to look again.
+std::chrono::nanoseconds keep(nlm::Registration& registration) {
   static Seldom complained{600 * kSecond};
-  const auto taken = registration.keep();
-  if (!taken && complained.due()) {
-    log::warn("our place with rpcbind: {}", taken.error().message());
-  } else if (taken && *taken) {
+  const auto kept = registration.keep();
+  if (!kept) {
+    if (complained.due()) log::warn("our place with rpcbind: {}", kept.error().message());
+    return kLook;
+  }
+  if (*kept == nlm::Registration::Kept::kTakenBack) {
     const std::string before = registration.before();
     log::info("our place with rpcbind is taken back from {}",
               before.empty() ? "nobody" : log::printable(before));
   }
+  return *kept == nlm::Registration::Kept::kAstray ? kSecondLook : kLook;
 }
 
 // Everything after the fork. What it says before it serves goes through the launcher.
@@ -222,8 +228,8 @@ int serve(const Options& o, daemon::Launcher& launcher) {
   }
   const bool wanted = launcher.ready();
   if (!wanted) end_soon_whatever_happens();
-  while (wanted && !stop.wait_for(kLook)) {
-    if (registration) keep(*registration);
+  for (auto pause = kLook; wanted && !stop.wait_for(pause);) {
+    if (registration) pause = keep(*registration);
   }
   registration.reset();
   (*service)->stop();

@@ -117,4 +117,13 @@ std::string program_of(pid_t pid) {
   return std::string{name};
 }
 
+std::optional<uid_t> real_uid_of(pid_t pid) {
+  if (pid <= 0) return std::nullopt;
+  const auto text = read_whole(("/proc/" + std::to_string(pid) + "/status").c_str());
+  std::string_view line;
+  uid_t uid = 0;
+  if (!text || !find_line(*text, "Uid", line) || !take_number(line, uid)) return std::nullopt;
+  return uid;
+}
+
 }  // namespace latchfs::posix

@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -34,5 +35,7 @@ struct CallerStatus {
 // be told, or it is a thread of the kernel. Whoever may run programs can have any: no proof of who
 // it is.
 [[nodiscard]] std::string program_of(pid_t pid);
+// Whose process it is, whatever it acts as now. Nothing: it cannot be told.
+[[nodiscard]] std::optional<uid_t> real_uid_of(pid_t pid);
 
 }  // namespace latchfs::posix

@@ -46,7 +46,7 @@ Result<FileHandle> FileHandle::make(std::int32_t type, const void* bytes,
   return handle;
 }
 
-Result<UniqueFd> FileHandle::open(int mount) const noexcept {
+Result<UniqueFd> FileHandle::open(int mount, int tries) const noexcept {
   if (empty()) return errno_code(ESTALE);
   HandleBuffer buffer;
   buffer.get()->handle_type = type_;
@@ -54,11 +54,10 @@ Result<UniqueFd> FileHandle::open(int mount) const noexcept {
   std::memcpy(buffer.bytes(), bytes_.data(), size_);
   // ENOMEM is also what the kernel says of an inode number that is just becoming another file's
   // (fs/inode.c iget_locked() of an inode that is I_CREATING): in a moment that is ESTALE.
-  constexpr int kMoments = 1000;
-  for (int moment = 0;; ++moment) {
+  for (;;) {
     const int fd = ::open_by_handle_at(mount, buffer.get(), O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (fd >= 0) return UniqueFd{fd};
-    if (errno != ENOMEM || moment == kMoments) return last_errno();
+    if (errno != ENOMEM || --tries <= 0) return last_errno();
     ::sched_yield();
   }
 }

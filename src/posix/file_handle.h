@@ -30,9 +30,10 @@ class FileHandle {
   // From its parts. EOVERFLOW.
   static Result<FileHandle> make(std::int32_t type, const void* bytes, std::size_t size) noexcept;
 
-  // An O_PATH descriptor; mount is any ordinary descriptor on the file system. ESTALE if the file
-  // is gone; EPERM without CAP_DAC_READ_SEARCH.
-  [[nodiscard]] Result<UniqueFd> open(int mount) const noexcept;
+  // An O_PATH descriptor; mount is any ordinary descriptor on the file system. tries: at most,
+  // while the kernel says ENOMEM. ESTALE if the file is gone; EPERM without CAP_DAC_READ_SEARCH.
+  static constexpr int kTries = 1000;
+  [[nodiscard]] Result<UniqueFd> open(int mount, int tries = kTries) const noexcept;
 
   [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
 

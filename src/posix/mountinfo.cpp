@@ -63,6 +63,7 @@ MountPoint parse_mount(std::string_view line) {
 }
 
 dev_t super_block_at(std::string_view mountpoint) {
+  if (mountpoint.empty()) return 0;
   const std::string wanted = without_end_slash(std::string{mountpoint});
   dev_t found = 0;
   std::ifstream mounts{"/proc/self/mountinfo"};

@@ -79,7 +79,7 @@ start_ganesha() {
   within 60 answers nfs 4 && within 60 answers nlockmgr 4
 }
 stop_ganesha() { # stop_ganesha SIGNAL
-  kill "-$1" "$ganesha_pid"
+  kill "-$1" "$ganesha_pid" || true
   wait "$ganesha_pid" 2>/dev/null || true
 }
 

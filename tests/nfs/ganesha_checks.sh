@@ -215,6 +215,8 @@ mkdir -m 700 "$work/files/private"
 hold local_user 0 "$LOCK_TOOL" hold "$shared/private/secret" ex 3 4
 within 60 said "$word" granted || not_ok "a lock on a private file" "$(<"$word")"
 is "root sees it" "$(listed .path)" /private/secret
+echo '{"owner_address": "10.8.0.99"}' >"$shared/.locks/release" || true
+isnt "root has a reply" "$(<"$shared/.locks/reply")" "{}"
 for version in 3 4; do
   is "v$version: a private file's lock is not shown" "$(user_client 1000 "$version" cat .locks/list | jq -c .grants)" "[]"
   is "v$version: nor to a client's root" "$(client alpha "$version" cat .locks/list | jq -c .grants)" "[]"

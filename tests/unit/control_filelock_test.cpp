@@ -6,7 +6,6 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <utility>
 
 #include "base/log.h"
 #include "control/filelock_run.h"
@@ -39,9 +38,9 @@ class ControlFilelock : public ::testing::Test {
     return world.tree().open(world.walk(name)->node, flags, caller).value();
   }
   int write(std::uint64_t fh, std::string_view text, const Caller& caller = kAlice) {
-    // write(2): where the one before ended, also if it was refused.
-    const auto written =
-        world.tree().write(fh, std::exchange(offsets[fh], offsets[fh] + text.size()), text, caller);
+    // write(2): where the last one ended that was not refused.
+    const auto written = world.tree().write(fh, offsets[fh], text, caller);
+    if (written) offsets[fh] += text.size();
     EXPECT_EQ(written.ok() ? *written : text.size(), text.size());
     return written.error().value();
   }

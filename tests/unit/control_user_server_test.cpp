@@ -75,6 +75,45 @@ TEST_F(ControlUserServer, ShowsNobodysReply) {
   world.tree().release(fh);
 }
 
+TEST_F(ControlUserServer, NobodyIsAUserLikeOthers) {
+  constexpr Caller kNobody{65534, 65534, 0, 022};
+  world.locks.add(grant(world.files.file("/nobodys", 65534, 0600), 3, range(0, 10), 65534));
+  EXPECT_EQ(world.json("list", kNobody)["grants"].size(), 2U);
+  EXPECT_EQ(world.json("list", kServer)["grants"].size(), 1U);
+  EXPECT_EQ(world.echo_to("filelock", "/nobodys\n", kNobody), 0);
+  EXPECT_EQ(world.json("filelock", kServer)["filelocks"].size(), 0U);
+  EXPECT_EQ(world.echo(release_of(3, "%2Fnobodys"), kNobody), 0);
+  EXPECT_EQ(world.cat("reply", kServer), "{}\n");
+}
+
+// NFSv3's CREATE opens as the user, and everybody uses what it opened.
+TEST_F(ControlUserServer, AlsoWhatItOpensAsAUserIsForAll) {
+  const auto node = world.walk("filelock", kServerForAlice)->node;
+  const auto fh = world.tree().open(node, O_RDWR, kServerForAlice).value();
+  EXPECT_EQ(write(fh, 0, "/bobs\n", kServerForBob), 0);
+  EXPECT_EQ(filelocked(), std::vector<std::string>{"/bobs"});
+  EXPECT_EQ(write(fh, 0, "/private/secret\n", kServerForAlice), 0);
+  EXPECT_EQ(parse_json(read(fh))["filelocks"].size(), 1U) << "what all may see";
+  EXPECT_EQ(world.json("list", kServerForAlice)["grants"].size(), 1U);
+  world.tree().release(fh);
+}
+
+TEST_F(ControlUserServer, DoesNotTakeAllThatMayBeOpen) {
+  std::vector<std::uint64_t> all;
+  const auto node = world.walk("status", kServer)->node;
+  for (;;) {
+    const auto fh = world.tree().open(node, O_RDONLY, kServer);
+    if (!fh) {
+      EXPECT_EQ(fh.error().value(), ENFILE);
+      break;
+    }
+    all.push_back(*fh);
+  }
+  EXPECT_GT(all.size(), 1000U);
+  EXPECT_FALSE(world.cat("status", kAlice).empty());
+  for (const auto fh : all) world.tree().release(fh);
+}
+
 TEST_F(ControlUserServer, WritesAreTheUsers) {
   const auto fh = open("release");
   EXPECT_EQ(write(fh, 0, release_of(1, "%2Fprivate%2Fsecret"), kServerForBob), EACCES);
@@ -109,7 +148,7 @@ TEST_F(ControlUserServer, OneUsersTextIsNoPartOfAnothersRequest) {
   EXPECT_EQ(write(fh, 0, "/op", kServerForAlice), 0);
   EXPECT_EQ(write(fh, 3, "en\n", kServerForAlice), 0);
   EXPECT_EQ(filelocked().size(), 2U);
-  EXPECT_EQ(write(fh, 0, "/nonsense", kServerForAlice), 0);
+  EXPECT_EQ(write(fh, 0, "/nonsense", kServerForAlice), 0) << "asked when the next begins";
   EXPECT_EQ(write(fh, 0, "/private/secret\n", kServerForAlice), 0);
   EXPECT_EQ(filelocked().size(), 3U);
   // What is left at the end is asked as who wrote it.
@@ -127,6 +166,28 @@ TEST_F(ControlUserServer, AnUnfinishedRequestEndsWhereTheNextBegins) {
   EXPECT_EQ(filelocked(), std::vector<std::string>{"/open"});
   world.tree().release(fh);
   EXPECT_EQ(filelocked().size(), 2U);
+}
+
+TEST_F(ControlUserServer, AProgramGoesOnWhereItWasRefused) {
+  const auto fh = world.tree().open(world.walk("filelock")->node, O_WRONLY, kAlice).value();
+  EXPECT_EQ(write(fh, 0, "/missing\n/op", kAlice), ENOENT);
+  EXPECT_EQ(write(fh, 0, "en\n", kAlice), 0) << "write(2) has moved nothing";
+  EXPECT_EQ(filelocked(), std::vector<std::string>{"/open"});
+  // A server's next client is no such program.
+  const auto shared = open("filelock", O_WRONLY);
+  EXPECT_EQ(write(shared, 0, "/missing\n/private", kServerForAlice), ENOENT);
+  EXPECT_EQ(write(shared, 0, "/private/secret\n", kServerForAlice), 0);
+  EXPECT_EQ(filelocked().size(), 2U);
+  world.tree().release(fh);
+  world.tree().release(shared);
+}
+
+TEST_F(ControlUserServer, AnotherUsersWriteAtTheBeginningRunsNothingOfTheFirst) {
+  const auto fh = world.tree().open(world.walk("filelock")->node, O_WRONLY, kAlice).value();
+  EXPECT_EQ(write(fh, 0, "/open", kAlice), 0);
+  EXPECT_EQ(write(fh, 0, "\n", kBob), 0);
+  world.tree().release(fh);
+  EXPECT_TRUE(filelocked().empty());
 }
 
 }  // namespace

@@ -89,9 +89,11 @@ TEST_F(ProgramOf, NamesTheFileThatRuns) {
   EXPECT_EQ(program_of(child), "a server");
   std::filesystem::remove(program);
   EXPECT_EQ(program_of(child), "a server");
+  EXPECT_EQ(real_uid_of(child), ::getuid());
   ::kill(child, SIGKILL);
   ::waitpid(child, nullptr, 0);
   EXPECT_EQ(program_of(child), "");
+  EXPECT_EQ(real_uid_of(child), std::nullopt);
 }
 
 }  // namespace
