@@ -35,9 +35,10 @@ for round in 1 2; do
   done
 done
 
-# Locks that clients hold meanwhile.
+# Locks that clients hold meanwhile. (Not by NFSv4.0: the kernel lets such a client reclaim after one
+# restart of its server, but not after the next, whatever it exports: docs/nfs.md.)
 declare -A lock_holder=()
-for version in "${versions[@]}"; do
+for version in 3 4.2; do
   put "lock-$version" text
   held_now as_user alpha lock_tool hold "/mnt/alpha-$version/kept/lock-$version" ex 0 0
   lock_holder[$version]=$held
@@ -57,11 +58,11 @@ stop_nfsd
 restart_mountd
 exportfs -ra
 start_nfsd
-becomes "locks of NFS clients outlive the daemon" "/kept/lock-3 /kept/lock-4.0 /kept/lock-4.2 " kept_locks
+becomes "locks of NFS clients outlive the daemon" "/kept/lock-3 /kept/lock-4.2 " kept_locks
 for version in "${versions[@]}"; do
   becomes "v$version: files are there again" one as_user alpha cat "/mnt/alpha-$version/kept/f-$version"
 done
-for version in "${versions[@]}"; do
+for version in "${!lock_holder[@]}"; do
   is "v$version: and hold" "$(as_user_at server lock_tool try "$shared/kept/lock-$version" ex 0 0)" "denied EAGAIN"
   end_holder "${lock_holder[$version]}"
   becomes "v$version: until they are given back" granted as_user_at server lock_tool try "$shared/kept/lock-$version" ex 0 0
