@@ -415,15 +415,20 @@ void InodeTable::run_janitor() {
       give_memory_back();
       most = now.inodes;
     }
-    const bool idle = !open && now.pins == 0 && now.kept == 0 && now.inodes == before;
+    bool idle = !open && now.pins == 0 && now.kept == 0 && now.inodes == before;
     before = now.inodes;
+    if (idle) {
+      // Who adds something from here on sees it and wakes us; what was added before is counted.
+      janitor_idle_.store(true, std::memory_order_relaxed);
+      const Counts again = counts();
+      idle = again.pins == 0 && again.kept == 0;
+    }
     {
       const MutexLock hold{janitor_mu_};
       if (stopping_) return;
-      janitor_idle_.store(idle, std::memory_order_relaxed);
-      // A wake-up lost to the race with janitor_idle_ costs a late sweep, no more.
-      janitor_cv_.wait_for(janitor_mu_, idle ? 60 * kTick : kTick);
+      if (!woken_) janitor_cv_.wait_for(janitor_mu_, idle ? 60 * kTick : kTick);
       if (stopping_) return;
+      woken_ = false;
       janitor_idle_.store(false, std::memory_order_relaxed);
     }
     tick_.fetch_add(1, std::memory_order_relaxed);

@@ -221,7 +221,12 @@ class InodeTable {
   [[nodiscard]] Taken set_pin_locked(Shard& shard, Inode& inode, PinPtr pin,
                                      Keep keep = Keep::kUsed) REQUIRES(shard.mu);
   void wake_janitor() noexcept {
-    if (janitor_idle_.load(std::memory_order_relaxed)) janitor_cv_.notify_one();
+    if (!janitor_idle_.load(std::memory_order_relaxed)) return;
+    {
+      const MutexLock hold{janitor_mu_};
+      woken_ = true;
+    }
+    janitor_cv_.notify_one();
   }
 
   [[nodiscard]] std::uint32_t generation_of(unsigned slot, const FileHandle& handle, int fd) const;
@@ -282,6 +287,7 @@ class InodeTable {
   Mutex janitor_mu_;  // leaf
   CondVar janitor_cv_;
   bool stopping_ GUARDED_BY(janitor_mu_){};
+  bool woken_ GUARDED_BY(janitor_mu_){};
   std::atomic<bool> janitor_idle_{false};
   std::thread janitor_;
 };
