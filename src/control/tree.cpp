@@ -107,8 +107,9 @@ struct Tree::Impl {
 
   // ---- names
   Result<NodeAttr> look_up_query(const ListName& list, std::string_view text, const Caller& caller);
-  Result<NodeAttr> look_up_mirror(std::uint64_t parent, std::string_view name,
-                                  const Caller& caller);
+  // As the caller, shown to the viewer.
+  Result<NodeAttr> look_up_mirror(std::uint64_t parent, std::string_view name, const Caller& caller,
+                                  const Caller& viewer);
 
   // ---- open files
   struct Open {
@@ -389,7 +390,7 @@ Result<NodeAttr> Tree::Impl::look_up_query(const ListName& list, std::string_vie
 }
 
 Result<NodeAttr> Tree::Impl::look_up_mirror(std::uint64_t parent, std::string_view name,
-                                            const Caller& caller) {
+                                            const Caller& caller, const Caller& viewer) {
   if (parent == kFilesNode) {
     if (name == "..") return root_attr();
     // What the tree shadows in the mount it shadows here.
@@ -401,7 +402,7 @@ Result<NodeAttr> Tree::Impl::look_up_mirror(std::uint64_t parent, std::string_vi
           ? context_.files().revive(mirrored(parent), up ? Which::kItsDirectory : Which::kItself)
           : context_.files().lookup(mirrored(parent), name, caller);
   if (!entry) return entry.error();
-  auto attr = mirror_attr(*entry, kControlBit | kMirrorBit | entry->node, seen_by(caller));
+  auto attr = mirror_attr(*entry, kControlBit | kMirrorBit | entry->node, viewer);
   if (!attr && entry->node != FileView::kRootNode) context_.files().forget(entry->node, 1);
   return attr;
 }
@@ -443,7 +444,7 @@ Result<NodeAttr> Tree::Impl::look_up(std::uint64_t parent, std::string_view name
   if (name.size() > NAME_MAX) return errno_code(ENAMETOOLONG);
   const Caller viewer = seen_by(caller);
   if (is_mirror(parent) && !(parent == kFilesNode && name == ".")) {
-    return look_up_mirror(parent, name, caller);
+    return look_up_mirror(parent, name, caller, viewer);
   }
   if (name == ".") return getattr(parent, viewer);
   if (parent != kTreeRoot) return errno_code(name == ".." ? ESTALE : ENOTDIR);

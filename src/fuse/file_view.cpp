@@ -8,6 +8,7 @@
 #include "posix/attributes.h"
 #include "posix/caller_status.h"
 #include "posix/credentials.h"
+#include "posix/mountinfo.h"
 #include "posix/sys.h"
 
 namespace latchfs::fuse {

@@ -11,7 +11,6 @@
 #include "control/file_view.h"
 #include "latchfs/lock_service.h"
 #include "posix/inode_table.h"
-#include "posix/mountinfo.h"
 #include "posix/nfsd_clients.h"
 #include "posix/path_finder.h"
 

@@ -79,9 +79,8 @@ std::optional<std::vector<Registration::Entry>> Registration::remembered(
   for (Entry entry; in >> what >> entry.netid >> entry.address;) {
     (what == "ours" ? ours : before).push_back(entry);
   }
-  const bool its_own = std::all_of(now.begin(), now.end(), [&](const Entry& entry) {
-    return std::find(ours.begin(), ours.end(), entry) != ours.end();
-  });
+  const bool its_own = std::all_of(now.begin(), now.end(),
+                                   [&](const Entry& entry) { return contains(ours, entry); });
   if (now.empty() || !its_own) return std::nullopt;
   return before;
 }
@@ -111,15 +110,15 @@ Result<void> Registration::enter_ours() const {
   return all ? std::error_code{} : errno_code(EPERM);
 }
 
-bool Registration::is_ours(const Entry& entry) const {
-  return std::find(ours_.begin(), ours_.end(), entry) != ours_.end();
+bool Registration::contains(const std::vector<Entry>& entries, const Entry& entry) {
+  return std::find(entries.begin(), entries.end(), entry) != entries.end();
 }
 
 Result<Registration::Kept> Registration::keep() {
   auto now = registered();
   if (!now) return now.error();
-  const auto still_ours = std::count_if(now->begin(), now->end(),
-                                        [this](const Entry& entry) { return is_ours(entry); });
+  const auto still_ours = std::count_if(
+      now->begin(), now->end(), [this](const Entry& entry) { return contains(ours_, entry); });
   if (now->size() == ours_.size() && still_ours == static_cast<std::ptrdiff_t>(ours_.size())) {
     astray_.reset();
     failed_ = false;
@@ -131,7 +130,7 @@ Result<Registration::Kept> Registration::keep() {
   }
   std::vector<Entry> others;
   std::copy_if(now->begin(), now->end(), std::back_inserter(others),
-               [this](const Entry& entry) { return !is_ours(entry); });
+               [this](const Entry& entry) { return !contains(ours_, entry); });
   if (!others.empty()) {
     before_ = std::move(others);
   } else if (still_ours == 0 && !failed_) {
@@ -167,7 +166,7 @@ Registration::~Registration() {
       return;
     }
     if (!std::all_of(now->begin(), now->end(),
-                     [this](const Entry& entry) { return is_ours(entry); })) {
+                     [this](const Entry& entry) { return contains(ours_, entry); })) {
       log::info("somebody else is registered in our place by now, and stays");
       return;
     }

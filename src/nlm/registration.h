@@ -47,7 +47,7 @@ class Registration {
   static Result<std::vector<Entry>> registered();
   static bool enter(const Entry& entry);
   Result<void> enter_ours() const;
-  [[nodiscard]] bool is_ours(const Entry& entry) const;
+  static bool contains(const std::vector<Entry>& entries, const Entry& entry);
   void remember() const;
   // What an earlier run remembered, if all of `now` is that run's.
   static std::optional<std::vector<Entry>> remembered(const std::string& memory,

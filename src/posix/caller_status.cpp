@@ -1,11 +1,9 @@
 #include "posix/caller_status.h"
 
 #include <fcntl.h>
-#include <limits.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <array>
 #include <charconv>
 #include <string>
 #include <system_error>
@@ -105,11 +103,9 @@ Result<CallerStatus> status_of(const Caller& caller) {
 
 std::string program_of(pid_t pid) {
   if (pid <= 0) return {};
-  const std::string link = "/proc/" + std::to_string(pid) + "/exe";
-  std::array<char, PATH_MAX> target{};
-  const ssize_t size = ::readlink(link.c_str(), target.data(), target.size());
-  if (size <= 0) return {};
-  std::string_view name{target.data(), static_cast<std::size_t>(size)};
+  const auto target = link_text(("/proc/" + std::to_string(pid) + "/exe").c_str());
+  if (!target) return {};
+  std::string_view name{*target};
   name.remove_prefix(name.rfind('/') + 1);
   // What an upgrade has replaced is told so (d_path()).
   constexpr std::string_view kReplaced = " (deleted)";

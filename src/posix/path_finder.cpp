@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "posix/sys.h"
 
 namespace latchfs::posix {
 namespace {
@@ -46,15 +47,6 @@ std::optional<Facts> facts_of(int dir, const char* name, int flags) {
   facts.links = st.stx_nlink;
   facts.directory = S_ISDIR(st.stx_mode);
   return facts;
-}
-
-std::optional<std::string> link_text(const char* path) {
-  char text[PATH_MAX];
-  const ssize_t length = ::readlink(path, text, sizeof text);
-  if (length <= 0 || static_cast<std::size_t>(length) >= sizeof text || text[0] != '/') {
-    return std::nullopt;
-  }
-  return std::string{text, static_cast<std::size_t>(length)};
 }
 
 // What follows `directory` in `path`: "" if it is the directory itself, else "/…"; none if the

@@ -1,6 +1,7 @@
 #include "posix/sys.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/magic.h>
 #include <pthread.h>
 #include <sys/statfs.h>
@@ -100,6 +101,15 @@ int self_fds() noexcept {
   if (g_self_fds.compare_exchange_strong(expected, fresh)) return fresh;
   ::close(fresh);
   return expected;
+}
+
+std::optional<std::string> link_text(const char* path) {
+  char text[PATH_MAX];
+  const ssize_t length = ::readlink(path, text, sizeof text);
+  if (length <= 0 || static_cast<std::size_t>(length) >= sizeof text || text[0] != '/') {
+    return std::nullopt;
+  }
+  return std::string{text, static_cast<std::size_t>(length)};
 }
 
 }  // namespace latchfs::posix

@@ -6,6 +6,8 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
+#include <string>
 
 #include "base/unique_fd.h"
 #include "latchfs/result.h"
@@ -33,6 +35,9 @@ namespace latchfs::posix {
 // Set-user-ID and set-group-ID, which go when somebody writes. False too if that cannot be told.
 inline constexpr mode_t kSetId = S_ISUID | S_ISGID;
 [[nodiscard]] bool has_set_id(int fd) noexcept;
+
+// Where a symbolic link of /proc to a file leads: an absolute path. Nothing: it cannot be told.
+[[nodiscard]] std::optional<std::string> link_text(const char* path);
 
 // What only statx(2) tells, beside what fstatat(2) does.
 struct FullStat {

@@ -1,34 +1,18 @@
 #include "nfs4_client.h"
 
-#include <poll.h>
 #include <unistd.h>
 
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <sstream>
 #include <utility>
 #include <vector>
 
+#include "rpc_loop.h"
+
 namespace latchfs::testing {
 namespace {
 
 constexpr int kNfsProgram = 100003;
-
-[[noreturn]] void give_up(const char* what, const char* why) {
-  std::fprintf(stderr, "nfs4: %s: %s\n", what, why);
-  std::exit(3);
-}
-
-void serve(struct rpc_context* rpc, const bool& done) {
-  while (!done) {
-    struct pollfd one {};
-    one.fd = rpc_get_fd(rpc);
-    one.events = static_cast<short>(rpc_which_events(rpc));
-    if (::poll(&one, 1, 1000) < 0) give_up("call", "poll");
-    if (rpc_service(rpc, one.revents) != 0) give_up("call", rpc_get_error(rpc));
-  }
-}
 
 nfs_argop4 operation(nfs_opnum4 number) {
   nfs_argop4 out{};
@@ -44,16 +28,7 @@ std::uint64_t length_of(const NlmRange& range) {
 
 Nfs4Client::Nfs4Client(const std::string& server)
     : rpc_{rpc_init_context()}, owner_{"owner " + std::to_string(::getpid())} {
-  bool done = false;
-  const auto connected = [](struct rpc_context* rpc, int status, void*, void* data) {
-    if (status != RPC_STATUS_SUCCESS) give_up("connect", rpc_get_error(rpc));
-    *static_cast<bool*>(data) = true;
-  };
-  if (rpc_ == nullptr ||
-      rpc_connect_program_async(rpc_, server.c_str(), kNfsProgram, 4, connected, &done) != 0) {
-    give_up("connect", "");
-  }
-  serve(rpc_, done);
+  connect(rpc_, server, kNfsProgram, 4, "connect");
 }
 
 Nfs4Client::~Nfs4Client() { rpc_destroy_context(rpc_); }
@@ -78,7 +53,7 @@ Nfs4Client::Answer Nfs4Client::ask(std::vector<nfs_argop4> operations) {
     out->done = true;
   };
   if (rpc_nfs4_compound_async(rpc_, answered, &args, &answer) != 0) give_up("compound", "");
-  serve(rpc_, answer.done);
+  serve(rpc_, answer.done, "compound");
   return answer;
 }
 

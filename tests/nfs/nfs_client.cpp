@@ -6,16 +6,20 @@
 //   put LOCAL_DIR DIR      copies a tree: directories, files, symbolic links, modes
 //   get DIR LOCAL_DIR      copies it back
 //   cat FILE               its bytes
-//   echo TEXT FILE         writes a line at the beginning: "written", or "denied ERRNO" and status
-//   1 unlink FILE            "unlinked", or the same count DIR              "ENTRIES DISTINCT" hold
-//   FILE ex|sh START LENGTH [wait]
-//                          as lock_tool: "granted", kept until SIGTERM, which unlocks (SIGKILL does
-//                          not); "denied ERRNO" and status 1. SIGUSR1: the server was restarted;
-//                          "reclaimed", or "not reclaimed: STATUS"
-//   cancel FILE ex|sh START LENGTH            asks to wait, then takes that back: "cancelled" (v3)
-//   try FILE ex|sh START LENGTH               as hold, but unlocks at once
-//   test FILE ex|sh START LENGTH              "free", or "held ex|sh START LENGTH" (v3)
-//   loop FILE COUNT                           lock and unlock: pairs per second
+//   echo TEXT FILE         writes a line at the beginning: "written"; "denied ERRNO", status 1
+//   unlink FILE            "unlinked", or the same
+//   count DIR              "ENTRIES DISTINCT"
+//   hold FILE ex|sh START LENGTH [wait]
+//                          as lock_tool: "granted", kept until SIGTERM, which unlocks (SIGKILL
+//                          does not); "denied ERRNO", status 1. SIGUSR1: the server was
+//                          restarted; "reclaimed", or "not reclaimed: STATUS"
+//   cancel FILE ex|sh START LENGTH
+//                          asks to wait, then takes that back: "cancelled" (v3)
+//   try FILE ex|sh START LENGTH
+//                          as hold, but unlocks at once
+//   test FILE ex|sh START LENGTH
+//                          "free", or "held ex|sh START LENGTH" (v3)
+//   loop FILE COUNT        lock and unlock: pairs per second
 #include <dirent.h>
 #include <fcntl.h>
 #include <nfsc/libnfs-raw-nlm.h>

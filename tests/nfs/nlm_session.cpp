@@ -12,36 +12,17 @@
 #include <cstring>
 #include <utility>
 
+#include "rpc_loop.h"
+
 namespace latchfs::testing {
 
 namespace {
-
-[[noreturn]] void give_up(const char* what, const char* why) {
-  std::fprintf(stderr, "nlm: %s: %s\n", what, why);
-  std::exit(3);
-}
 
 struct Answer {
   bool done{};
   int status{};
   NlmRange held;
 };
-
-// Until `done`, or the connection is gone.
-void serve(struct rpc_context* rpc, const bool& done, const char* what) {
-  while (!done) {
-    struct pollfd one {};
-    one.fd = rpc_get_fd(rpc);
-    one.events = static_cast<short>(rpc_which_events(rpc));
-    if (::poll(&one, 1, 1000) < 0) give_up(what, "poll");
-    if (rpc_service(rpc, one.revents) != 0) give_up(what, rpc_get_error(rpc));
-  }
-}
-
-void connected(struct rpc_context* rpc, int status, void*, void* answer) {
-  if (status != RPC_STATUS_SUCCESS) give_up("connect", rpc_get_error(rpc));
-  static_cast<Answer*>(answer)->done = true;
-}
 
 template <class Result>
 void answered(struct rpc_context* rpc, int status, void* data, void* answer) {
@@ -208,12 +189,7 @@ NlmSession::NlmSession(const std::string& server, std::string handle)
   if (rpc_ == nullptr || ::gethostname(name.data(), name.size() - 1) != 0) give_up("start", "");
   host_ = name.data();
   owner_ = std::to_string(::getpid()) + '@' + host_;
-  Answer answer;
-  if (rpc_connect_program_async(rpc_, server.c_str(), NLM_PROGRAM, NLM_V4, connected, &answer) !=
-      0) {
-    give_up("connect", rpc_get_error(rpc_));
-  }
-  serve(rpc_, answer.done, "connect");
+  connect(rpc_, server, NLM_PROGRAM, NLM_V4, "connect");
 }
 
 NlmSession::~NlmSession() {
@@ -283,16 +259,12 @@ void NlmSession::offer_granted() {
     give_up("callback", "socket");
   }
   struct rpc_context* const binder = rpc_init_context();
-  Answer answer;
-  if (rpc_connect_program_async(binder, "127.0.0.1", 100000, 2, connected, &answer) != 0) {
-    give_up("rpcbind", rpc_get_error(binder));
-  }
-  serve(binder, answer.done, "rpcbind");
+  connect(binder, "127.0.0.1", 100000, 2, "rpcbind");
   // What a process before us left there is nobody's.
   const auto done = [](struct rpc_context*, int, void*, void* data) {
     static_cast<Answer*>(data)->done = true;
   };
-  answer = {};
+  Answer answer;
   rpc_pmap2_unset_async(binder, NLM_PROGRAM, NLM_V4, IPPROTO_TCP, 0, done, &answer);
   serve(binder, answer.done, "rpcbind");
   answer = {};
