@@ -416,14 +416,16 @@ TEST_F(FsRights, OpenDirectoriesBelowFilesCostTheDaemonNoCopies) {
   const long before = memory_of(fixture.daemon());
   const long grown = std::stol(told_by(kUser, kGroup, {}, [&] {
     std::vector<UniqueFd> open_dirs;
-    for (int i = 0; i < 100; ++i) {
+    for (int i = 0; i < 800; ++i) {
       open_dirs.emplace_back(open((control + "/dir").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
       if (!open_dirs.back()) return std::string{"-1"};
     }
     return std::to_string(memory_of(fixture.daemon()) - before);
   }));
+  // Copies of the names would be over 400 MiB. The daemon takes 0.1; under ASan up to 70, for what
+  // was freed and for the second stacks of workers.
   EXPECT_GE(grown, 0);
-  EXPECT_LT(grown, 16 << 10);
+  EXPECT_LT(grown, 160 << 10);
 
   // A directory that is rewound shows what came since; one that is closed to the user is.
   const std::unique_ptr<DIR, int (*)(DIR*)> root{opendir(control.c_str()), closedir};
