@@ -92,6 +92,7 @@ Result<void> read(FileSystem& fs, Reply& reply, std::uint64_t fh, std::size_t si
 
 Result<void> write(FileSystem& fs, Reply& reply, std::uint64_t fh, std::string_view data,
                    off_t offset) {
+  reply.only_once();  // room is made for each of a request's filelocks (MountFilelocks)
   posix::become_daemon();
   const auto taken =
       fs.tree.write(fh, static_cast<std::uint64_t>(offset), data, caller_of(reply.request()));
@@ -101,6 +102,7 @@ Result<void> write(FileSystem& fs, Reply& reply, std::uint64_t fh, std::string_v
 }
 
 Result<void> flush(FileSystem& fs, Reply& reply, std::uint64_t fh) {
+  reply.only_once();
   posix::become_daemon();
   if (auto r = fs.tree.flush(fh, caller_of(reply.request())); !r) return r;
   reply.done();

@@ -259,9 +259,29 @@ void MountFilelocks::refresh(int fd) {
   if (const std::uint64_t node = inodes_.known(*st)) refresh_(node);
 }
 
+template <class Run>
+MountFilelocks::Failure MountFilelocks::with_room(Run&& run) {
+  Failure failed = run();
+  if (!failed || (failed->err != ENOSPC && failed->err != EDQUOT)) return failed;
+  posix::become_daemon();
+  inodes_.make_room();
+  return run();
+}
+
 MountFilelocks::Failure MountFilelocks::apply(std::string_view path,
                                               const std::optional<control::Tags>& tags,
                                               const Caller& caller, bool admin) {
+  return with_room([&] { return apply_once(path, tags, caller, admin); });
+}
+
+MountFilelocks::Failure MountFilelocks::remove(std::string_view path, bool revert,
+                                               const Caller& caller, bool admin) {
+  return with_room([&] { return remove_once(path, revert, caller, admin); });
+}
+
+MountFilelocks::Failure MountFilelocks::apply_once(std::string_view path,
+                                                   const std::optional<control::Tags>& tags,
+                                                   const Caller& caller, bool admin) {
   const auto place = view_.place_of(path, caller);
   if (!place) return failure(place.error().value());
   if (!place->file) return failure(ENOENT);
@@ -324,8 +344,8 @@ MountFilelocks::Failure MountFilelocks::apply_to(const MountFileView::Place& pla
   return std::nullopt;
 }
 
-MountFilelocks::Failure MountFilelocks::remove(std::string_view path, bool revert,
-                                               const Caller& caller, bool admin) {
+MountFilelocks::Failure MountFilelocks::remove_once(std::string_view path, bool revert,
+                                                    const Caller& caller, bool admin) {
   const auto place = view_.place_of(path, caller);
   if (!place) return failure(place.error().value());
   posix::become_daemon();

@@ -57,6 +57,13 @@ class MountFilelocks final : public control::Filelocks {
 
  private:
   using Failure = std::optional<control::FilelockFailure>;
+  // Runs it, and where there was no room once more, when removed files have given back what they
+  // hold.
+  template <class Run>
+  Failure with_room(Run&& run);
+  Failure apply_once(std::string_view path, const std::optional<control::Tags>& tags,
+                     const Caller& caller, bool admin);
+  Failure remove_once(std::string_view path, bool revert, const Caller& caller, bool admin);
   Failure apply_to(const MountFileView::Place& place, std::string_view path,
                    const std::optional<control::Tags>& tags, const Caller& caller, bool admin);
   // Nobody modifies the file from here on, and nobody could without being asked.

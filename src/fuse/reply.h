@@ -28,7 +28,7 @@ struct Timeouts {
 class Reply {
  public:
   explicit Reply(fuse_req_t req) noexcept : req_{req} {}
-  Reply(Reply&& o) noexcept : req_{std::exchange(o.req_, nullptr)} {}
+  Reply(Reply&& o) noexcept : req_{std::exchange(o.req_, nullptr)}, once_{o.once_} {}
   Reply& operator=(Reply&&) = delete;
   Reply(const Reply&) = delete;
   Reply& operator=(const Reply&) = delete;
@@ -36,6 +36,10 @@ class Reply {
 
   // Null once answered or moved from.
   [[nodiscard]] fuse_req_t request() const noexcept { return req_; }
+
+  // What this request does is not to be done twice, whatever it fails of.
+  void only_once() noexcept { once_ = true; }
+  [[nodiscard]] bool again() const noexcept { return !once_; }
 
   // Each of these answers. ENOSYS would make the kernel never ask again: it is sent as EOPNOTSUPP.
   // After the answer was given, or for a request that wants none, they do nothing.
@@ -69,6 +73,7 @@ class Reply {
  private:
   fuse_req_t take() noexcept { return std::exchange(req_, nullptr); }
   fuse_req_t req_;
+  bool once_{};
 };
 
 [[nodiscard]] fuse_entry_param entry_param(const posix::Entry& found, const Timeouts& timeouts);
@@ -77,13 +82,13 @@ class Reply {
 [[nodiscard]] bool made_room(fuse_req_t req, std::error_code error) noexcept;
 
 // A handler: fn answers through the reply, moves it away to answer later, or returns the error.
-// Called once more where there was no room.
+// Called once more where there was no room, unless Reply::only_once().
 template <class Fn>
 void answer(fuse_req_t req, Fn&& fn) noexcept {
   Reply reply{req};
   try {
     Result<void> r = fn(reply);
-    if (!r && made_room(req, r.error())) r = fn(reply);
+    if (!r && reply.again() && made_room(req, r.error())) r = fn(reply);
     if (!r) reply.error(r.error());
   } catch (const std::bad_alloc&) {
     reply.error(std::make_error_code(std::errc::not_enough_memory));

@@ -267,6 +267,19 @@ TEST(FilelockSpace, AFullFileSystemIsA507AndNothingIsLeft) {
       << answer.reply;
   EXPECT_EQ(names_in(disk.path()), Names{"f"});
   EXPECT_EQ(as(kOther, [&] { return write_to(mount.mount() + "/f", "x"); }), 0);
+  // What the end of input makes complete fails as well.
+  EXPECT_EQ(ask_as(kLocker, mount.mount(), "filelock", "/f").err, ENOSPC);
+  // And nothing is done twice: each path is in the reply once.
+  std::ofstream{disk.path() + "/small"} << "x";
+  ::chmod((disk.path() + "/small").c_str(), 0666);
+  const Answer both = ask_as(kLocker, mount.mount(), "filelock", "/small\n/f\n");
+  EXPECT_EQ(both.err, ENOSPC);
+  std::size_t paths = 0;
+  for (auto at = both.reply.find("\"path\": "); at != std::string::npos;
+       at = both.reply.find("\"path\": ", at + 1)) {
+    ++paths;
+  }
+  EXPECT_EQ(paths, 2U) << both.reply;
 }
 
 // ---- many ----

@@ -90,7 +90,7 @@ inline Answer ask(const std::string& mount, const std::string& file, const std::
   for (ssize_t n = 0; (n = ::read(fd, buffer.data(), buffer.size())) > 0;) {
     answer.reply.append(buffer.data(), static_cast<std::size_t>(n));
   }
-  ::close(fd);
+  if (::close(fd) != 0 && answer.err == 0) answer.err = errno;
   return answer;
 }
 // The same as a user.
