@@ -67,6 +67,10 @@ class FileView {
   // Is the caller a server that opens for one user what others read, as root or as him, so that
   // nobody knows which of them sees it (NFS-Ganesha)? What it writes it does as the user.
   [[nodiscard]] virtual bool hides_users(const Caller&) = 0;
+
+  // Is the caller a server that opens once what many users then read and write, each of them under
+  // his own name (the kernel's NFS server)?
+  [[nodiscard]] virtual bool shares_files(const Caller&) = 0;
 };
 
 }  // namespace latchfs::control

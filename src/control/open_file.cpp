@@ -17,8 +17,18 @@ std::shared_ptr<const std::string> no_reply() {
   return text;
 }
 
-Result<std::string> OpenText::read(std::uint64_t offset, std::size_t size) {
-  return text_part(*text_, offset, size);
+Result<std::string> OpenText::read(std::uint64_t offset, std::size_t size, const Caller&) {
+  if (offset == 0) {
+    auto now = make_();
+    if (!now) return now.error();
+    const MutexLock lock{mu_};
+    text_ = std::move(*now);
+  }
+  const auto text = [this] {
+    const MutexLock lock{mu_};
+    return text_;
+  }();
+  return text_part(*text, offset, size);
 }
 
 bool Budget::take(std::size_t bytes) noexcept {
@@ -39,7 +49,7 @@ OpenListing::OpenListing(Begun begun, Budget& budget, Begin begin)
       budget_{budget},
       begin_{std::move(begin)} {}
 
-Result<std::string> OpenListing::read(std::uint64_t offset, std::size_t size) {
+Result<std::string> OpenListing::read(std::uint64_t offset, std::size_t size, const Caller&) {
   const MutexLock lock{mu_};
   if (offset == 0 && monotonic_ns() - begun_at_ > kFresh) {
     auto again = begin_();

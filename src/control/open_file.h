@@ -23,7 +23,7 @@ class OpenFile {
   OpenFile& operator=(const OpenFile&) = delete;
   virtual ~OpenFile() = default;
 
-  virtual Result<std::string> read(std::uint64_t offset, std::size_t size) = 0;
+  virtual Result<std::string> read(std::uint64_t offset, std::size_t size, const Caller&) = 0;
   virtual Result<std::size_t> write(std::uint64_t /*offset*/, std::string_view, const Caller&) {
     return errno_code(EBADF);
   }
@@ -31,14 +31,21 @@ class OpenFile {
   virtual void close() noexcept {}
 };
 
-// A text that was complete when the file was opened.
+// A short text as it is when it is read from its start: NFS servers keep a file open when their
+// clients have closed it, and read the next one's from the same.
 class OpenText final : public OpenFile {
  public:
-  explicit OpenText(std::shared_ptr<const std::string> text) : text_{std::move(text)} {}
-  Result<std::string> read(std::uint64_t offset, std::size_t size) override;
+  using Text = std::shared_ptr<const std::string>;
+  using Make = std::function<Result<Text>()>;
+
+  // `made` is what `make` gave just now.
+  OpenText(Text made, Make make) : make_{std::move(make)}, text_{std::move(made)} {}
+  Result<std::string> read(std::uint64_t offset, std::size_t size, const Caller&) override;
 
  private:
-  const std::shared_ptr<const std::string> text_;
+  const Make make_;
+  Mutex mu_;  // held over no call out
+  Text text_ GUARDED_BY(mu_);
 };
 
 // Texts larger than this count against the budget.
@@ -74,7 +81,7 @@ class OpenListing final : public OpenFile {
   OpenListing(const OpenListing&) = delete;
   OpenListing& operator=(const OpenListing&) = delete;
   ~OpenListing() override { budget_.give_back(begun_.charged); }
-  Result<std::string> read(std::uint64_t offset, std::size_t size) override;
+  Result<std::string> read(std::uint64_t offset, std::size_t size, const Caller&) override;
 
  private:
   Mutex mu_;  // held while the table and the files are asked

@@ -36,18 +36,20 @@ Outcome ReleaseRequests::refuse(int err, std::string_view why) { return refuse_r
 
 OpenRequest::OpenRequest(const Context& context, Replies& replies, Budget& budget,
                          std::unique_ptr<Requests> requests, std::optional<Viewer> opener,
-                         int flags, Unasked unasked)
+                         bool kept, int flags, Unasked unasked)
     : context_{context},
       replies_{replies},
       budget_{budget},
       opener_{opener},
+      kept_{kept},
       readable_{(flags & O_ACCMODE) != O_WRONLY},
       writable_{(flags & O_ACCMODE) != O_RDONLY},
       unasked_{std::move(unasked)},
       requests_{std::move(requests)},
       intake_{requests_->short_form()} {}
 
-Result<std::string> OpenRequest::read(std::uint64_t offset, std::size_t size) {
+Result<std::string> OpenRequest::read(std::uint64_t offset, std::size_t size,
+                                      const Caller& caller) {
   if (!readable_) return errno_code(EBADF);
   const MutexLock lock{mu_};
   if (!reply_ || !opener_) {
@@ -56,7 +58,7 @@ Result<std::string> OpenRequest::read(std::uint64_t offset, std::size_t size) {
       if (!got) return got.error();
       before_ = std::move(*got);
     }
-    return before_->read(offset, size);
+    return before_->read(offset, size, caller);
   }
   if (!origin_ || offset < *origin_) origin_ = offset;
   return text_part(*reply_, offset - *origin_, size);
@@ -87,7 +89,7 @@ Result<std::size_t> OpenRequest::write(std::uint64_t offset, std::string_view da
     // write(2) has moved nothing: a program that goes on does so where it was. A server's client
     // has been told, and the next one to come is another.
     next_offset_ = offset;
-    if (!opener_) intake_ = Intake{requests_->short_form()};
+    if (kept_) intake_ = Intake{requests_->short_form()};
     return errno_code(err);
   }
   next_offset_ = offset + data.size();

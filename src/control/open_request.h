@@ -59,12 +59,12 @@ class OpenRequest final : public OpenFile {
   using Unasked = std::function<Result<std::shared_ptr<OpenFile>>()>;
 
   OpenRequest(const Context& context, Replies& replies, Budget& budget,
-              std::unique_ptr<Requests> requests, std::optional<Viewer> opener, int flags,
-              Unasked unasked);
+              std::unique_ptr<Requests> requests, std::optional<Viewer> opener, bool kept,
+              int flags, Unasked unasked);
   OpenRequest(const OpenRequest&) = delete;
   OpenRequest& operator=(const OpenRequest&) = delete;
   ~OpenRequest() override { budget_.give_back(charged_); }
-  Result<std::string> read(std::uint64_t offset, std::size_t size) override;
+  Result<std::string> read(std::uint64_t offset, std::size_t size, const Caller& caller) override;
   // What is written at 0 begins a request, whatever was left of one before: NFS servers keep a file
   // open when their clients have closed it, and one descriptor for all of them.
   Result<std::size_t> write(std::uint64_t offset, std::string_view data,
@@ -89,6 +89,7 @@ class OpenRequest final : public OpenFile {
   Replies& replies_;
   Budget& budget_;
   const std::optional<Viewer> opener_;  // nothing: a server for its users, who share the file
+  const bool kept_;                     // by a server, for whoever comes next
   const bool readable_;
   const bool writable_;
   const Unasked unasked_;

@@ -24,6 +24,7 @@
 #include "control/query_nodes.h"
 #include "control/renderings.h"
 #include "control/replies.h"
+#include "control/shared_file.h"
 #include "control/tree_nodes.h"
 #include "control/visible.h"
 
@@ -96,10 +97,13 @@ struct Tree::Impl {
   Result<Stamp> stamp_of(ListKind kind);
   Result<OpenListing::Begun> begin_listing(const Scope& scope);
   Result<std::shared_ptr<OpenFile>> open_listing(const Scope& scope);
+  // The user's last reply, of that kind or of any.
+  std::shared_ptr<OpenFile> open_reply(uid_t uid, std::optional<RequestKind> kind);
   // What a caller is to see. for_others: he opens for users he does not name (seen_by()).
   struct Opener {
     Caller caller;
     bool for_others{};
+    bool kept{};  // by a server that does not close it when its user does
   };
   Result<std::shared_ptr<OpenFile>> open_node(std::uint64_t node, int flags, const Opener& opener);
   Result<std::shared_ptr<OpenFile>> open_fixed(Fixed what, int flags, const Opener& opener);
@@ -281,6 +285,14 @@ Result<std::shared_ptr<OpenFile>> Tree::Impl::open_listing(const Scope& scope) {
       *std::move(begun), budget_, [this, scope] { return begin_listing(scope); })};
 }
 
+std::shared_ptr<OpenFile> Tree::Impl::open_reply(uid_t uid, std::optional<RequestKind> kind) {
+  const auto text = [this, uid, kind]() -> Result<OpenText::Text> {
+    const Reply reply = replies_.of(uid, kind);
+    return reply.text ? reply.text : no_reply();
+  };
+  return std::make_shared<OpenText>(*text(), text);
+}
+
 std::shared_ptr<OpenFile> Tree::Impl::open_requests(Fixed what, int flags, const Opener& opener) {
   const Caller& caller = opener.caller;
   std::unique_ptr<Requests> requests;
@@ -297,16 +309,15 @@ std::shared_ptr<OpenFile> Tree::Impl::open_requests(Fixed what, int flags, const
       return open_listing({ListKind::kFilelocks, {}, std::nullopt, viewer_of(context_, caller)});
     };
   } else {
-    const Reply last = replies_.of(caller.uid, requests->kind());
-    unasked = [text = last.text ? last.text : no_reply()] {
-      return Result<std::shared_ptr<OpenFile>>{std::make_shared<OpenText>(text)};
+    unasked = [this, uid = caller.uid, kind = requests->kind()] {
+      return Result<std::shared_ptr<OpenFile>>{open_reply(uid, kind)};
     };
   }
   // What such a server's users write is asked as them; none of them is shown another's reply.
   const auto asked_too =
       opener.for_others ? std::nullopt : std::optional{viewer_of(context_, caller)};
   return std::make_shared<OpenRequest>(context_, replies_, budget_, std::move(requests), asked_too,
-                                       flags, std::move(unasked));
+                                       opener.kept, flags, std::move(unasked));
 }
 
 Result<std::shared_ptr<OpenFile>> Tree::Impl::open_fixed(Fixed what, int flags,
@@ -314,12 +325,10 @@ Result<std::shared_ptr<OpenFile>> Tree::Impl::open_fixed(Fixed what, int flags,
   const Caller& caller = opener.caller;
   const bool to_write = (flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC) != 0;
   if (to_write && !takes_requests(what)) return errno_code(EACCES);
-  const auto text = [](std::shared_ptr<const std::string> content) {
-    return std::shared_ptr<OpenFile>{std::make_shared<OpenText>(std::move(content))};
-  };
   switch (what) {
     case Fixed::kReadme:
-      return text(readme_);
+      return std::shared_ptr<OpenFile>{std::make_shared<OpenText>(
+          readme_, [text = readme_] { return Result<OpenText::Text>{text}; })};
     case Fixed::kFilelock:
       if ((flags & O_ACCMODE) != O_RDONLY) return open_requests(what, flags, opener);
       [[fallthrough]];
@@ -329,15 +338,17 @@ Result<std::shared_ptr<OpenFile>> Tree::Impl::open_fixed(Fixed what, int flags,
     case Fixed::kRelease:
     case Fixed::kUnfilelock:
       return open_requests(what, flags, opener);
-    case Fixed::kReply: {
-      const Reply reply = replies_.of(caller.uid);
-      return text(reply.text ? reply.text : no_reply());
-    }
+    case Fixed::kReply:
+      return open_reply(caller.uid, std::nullopt);
     case Fixed::kStatus: {
-      const auto stats = context_.locks().stats();
-      if (!stats) return stats.error();
-      return text(std::make_shared<const std::string>(
-          status_text(context_, *stats, viewer_of(context_, caller))));
+      const auto text = [this, viewer = viewer_of(context_, caller)]() -> Result<OpenText::Text> {
+        const auto stats = context_.locks().stats();
+        if (!stats) return stats.error();
+        return std::make_shared<const std::string>(status_text(context_, *stats, viewer));
+      };
+      auto now = text();
+      if (!now) return now.error();
+      return std::shared_ptr<OpenFile>{std::make_shared<OpenText>(*std::move(now), text)};
     }
   }
   return errno_code(ESTALE);
@@ -516,8 +527,16 @@ Result<std::vector<FileName>> Tree::readdir(std::uint64_t node) {
 Result<std::uint64_t> Tree::open(std::uint64_t node, int flags, const Caller& caller) {
   const Caller viewer = impl_->seen_by(caller);
   const bool for_others = viewer.uid != caller.uid;
-  auto file = impl_->open_node(node, flags, {viewer, for_others});
+  const bool shared = !for_others && impl_->context_.files().shares_files(caller);
+  auto file = impl_->open_node(node, flags, {viewer, for_others, for_others || shared});
   if (!file) return file.error();
+  if (shared) {
+    *file = std::make_shared<SharedFile>(
+        [this, node, flags](const Caller& user) {
+          return impl_->open_node(node, flags, {user, false, true});
+        },
+        caller, *std::move(file));
+  }
   // From here on the node must not give way. (It may have between the two; that is harmless: the
   // file does not need it.)
   if (is_query(node)) impl_->queries_.opened(query_number(node));
@@ -529,9 +548,10 @@ Result<std::uint64_t> Tree::open(std::uint64_t node, int flags, const Caller& ca
   return fh;
 }
 
-Result<std::string> Tree::read(std::uint64_t fh, std::uint64_t offset, std::size_t size) {
+Result<std::string> Tree::read(std::uint64_t fh, std::uint64_t offset, std::size_t size,
+                               const Caller& caller) {
   const auto file = impl_->find(fh);
-  return file ? file->read(offset, size) : Result<std::string>{errno_code(EBADF)};
+  return file ? file->read(offset, size, caller) : Result<std::string>{errno_code(EBADF)};
 }
 
 Result<std::size_t> Tree::write(std::uint64_t fh, std::uint64_t offset, std::string_view data,

@@ -93,7 +93,7 @@ class Tree {
 
   // flags: open(2)'s. EACCES for writing what cannot be written, EISDIR.
   Result<std::uint64_t> open(std::uint64_t node, int flags, const Caller&);
-  Result<std::string> read(std::uint64_t fh, std::uint64_t offset, std::size_t size);
+  Result<std::string> read(std::uint64_t fh, std::uint64_t offset, std::size_t size, const Caller&);
   // The number of bytes taken; the errno of the first failure of the request that they completed.
   Result<std::size_t> write(std::uint64_t fh, std::uint64_t offset, std::string_view data,
                             const Caller&);

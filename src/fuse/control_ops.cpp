@@ -84,7 +84,8 @@ Result<void> open(FileSystem& fs, Reply& reply, std::uint64_t node, const fuse_f
 
 Result<void> read(FileSystem& fs, Reply& reply, std::uint64_t fh, std::size_t size, off_t offset) {
   posix::become_daemon();
-  const auto data = fs.tree.read(fh, static_cast<std::uint64_t>(offset), size);
+  const auto data =
+      fs.tree.read(fh, static_cast<std::uint64_t>(offset), size, caller_of(reply.request()));
   if (!data) return data.error();
   reply.bytes(*data);
   return {};

@@ -230,4 +230,9 @@ bool MountFileView::hides_users(const Caller& caller) {
   return posix::program_of(caller.pid) == "ganesha.nfsd" && posix::real_uid_of(caller.pid) == 0U;
 }
 
+bool MountFileView::shares_files(const Caller& caller) {
+  posix::become_daemon();
+  return posix::NfsdClients::is_server_thread(caller.pid);
+}
+
 }  // namespace latchfs::fuse

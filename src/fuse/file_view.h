@@ -33,6 +33,7 @@ class MountFileView final : public control::FileView {
   bool may_read(std::string_view path, FileId id, const Caller& caller) override;
   bool is_admin(const Caller& caller) override;
   bool hides_users(const Caller& caller) override;
+  bool shares_files(const Caller& caller) override;
 
   // A name in a directory, and what has it: both O_PATH; no file if nothing has the name.
   struct Place {

@@ -113,6 +113,29 @@ std::string program_of(pid_t pid) {
   return std::string{name};
 }
 
+std::optional<std::string> kernel_thread_name(pid_t pid) {
+  if (pid <= 0) return std::nullopt;
+  const auto text = read_whole(("/proc/" + std::to_string(pid) + "/stat").c_str());
+  if (!text) return std::nullopt;
+  // "PID (NAME) S ppid pgrp session tty tpgid flags": the name may hold anything.
+  const auto begin = text->find('(');
+  const auto end = text->rfind(')');
+  constexpr std::size_t kState = 4;  // ") S "
+  if (begin == std::string::npos || end == std::string::npos || end < begin ||
+      text->size() < end + kState) {
+    return std::nullopt;
+  }
+  std::string_view rest = std::string_view{*text}.substr(end + kState);
+  std::int64_t skipped = 0;
+  for (int field = 0; field < 5; ++field) {
+    if (!take_number(rest, skipped)) return std::nullopt;
+  }
+  constexpr std::uint64_t kKernelThread = 0x00200000;  // PF_KTHREAD, linux/sched.h
+  std::uint64_t flags = 0;
+  if (!take_number(rest, flags) || (flags & kKernelThread) == 0) return std::nullopt;
+  return text->substr(begin + 1, end - begin - 1);
+}
+
 std::optional<uid_t> real_uid_of(pid_t pid) {
   if (pid <= 0) return std::nullopt;
   const auto text = read_whole(("/proc/" + std::to_string(pid) + "/status").c_str());

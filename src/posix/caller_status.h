@@ -35,6 +35,8 @@ struct CallerStatus {
 // be told, or it is a thread of the kernel. Whoever may run programs can have any: no proof of who
 // it is.
 [[nodiscard]] std::string program_of(pid_t pid);
+// What a thread of the kernel is called; nothing: it is none, or gone. No process can be one.
+[[nodiscard]] std::optional<std::string> kernel_thread_name(pid_t pid);
 // Whose process it is, whatever it acts as now. Nothing: it cannot be told.
 [[nodiscard]] std::optional<uid_t> real_uid_of(pid_t pid);
 

@@ -11,12 +11,13 @@
 #include <sstream>
 
 #include "base/clock.h"
+#include "posix/caller_status.h"
 
 namespace latchfs::posix {
 namespace {
 
 constexpr std::int64_t kFreshNs = 1'000'000'000;
-constexpr unsigned long kKernelThread = 0x00200000;  // PF_KTHREAD, linux/sched.h
+constexpr std::string_view kServerThread = "nfsd";
 
 // The text behind `key` up to the quote that ends it: `key: "text"`.
 std::optional<std::string_view> quoted(std::string_view line, std::string_view key) {
@@ -71,19 +72,10 @@ RemoteClient read_info(const std::filesystem::path& file) {
 }  // namespace
 
 bool NfsdClients::is_server_thread(std::uint32_t pid, std::string_view comm) {
-  if (pid == 0 || comm != "nfsd") return false;
-  std::ifstream stat{fmt::format("/proc/{}/stat", pid)};
-  std::string line;
-  std::getline(stat, line);
-  // Behind the name, which may hold anything: state, ppid, pgrp, session, tty, tpgid, flags.
-  const auto end = line.rfind(')');
-  if (end == std::string::npos) return false;
-  std::istringstream fields{line.substr(end + 1)};
-  std::string skipped;
-  for (int i = 0; i < 6; ++i) fields >> skipped;
-  unsigned long flags = 0;
-  return fields >> flags && (flags & kKernelThread) != 0;
+  return comm == kServerThread && kernel_thread_name(static_cast<pid_t>(pid)).has_value();
 }
+
+bool NfsdClients::is_server_thread(pid_t pid) { return kernel_thread_name(pid) == kServerThread; }
 
 std::string NfsdClients::address_of(std::string_view text) {
   const auto colon = text.rfind(':');

@@ -31,8 +31,9 @@ class NfsdClients {
   explicit NfsdClients(std::string directory = "/proc/fs/nfsd/clients")
       : directory_{std::move(directory)} {}
 
-  // Is this a thread of the NFS server: called so, and the kernel's?
+  // Is this a thread of the NFS server: the kernel's, and called so (comm: when it was asked)?
   [[nodiscard]] static bool is_server_thread(std::uint32_t pid, std::string_view comm);
+  [[nodiscard]] static bool is_server_thread(pid_t pid);
 
   // The clients with locks on the inode of the super block, as of some moment after since_ns
   // (CLOCK_REALTIME) and at most a second ago; in the order of their addresses. Empty: not known.

@@ -236,7 +236,7 @@ void tree(std::string_view bytes) {
       if (!node || !S_ISREG(node->attr.st_mode)) continue;
       const auto fh = tree.open(node->node, O_RDONLY, caller);
       must(fh.ok(), "what is found can be opened");
-      const auto text = tree.read(*fh, 0, 1 << 20);
+      const auto text = tree.read(*fh, 0, 1 << 20, testing::kAlice);
       must(text.ok() && text->size() == static_cast<std::size_t>(node->attr.st_size),
            "the size is the text's");
       if (name != bytes) must(testing::is_json(*text), "a listing is JSON");
@@ -251,7 +251,7 @@ void tree(std::string_view bytes) {
     const int err = tree.write(fh, 0, bytes, testing::kBob).error().value();
     must(write_errors.count(err) == 1, "an errno of write");
     must(write_errors.count(tree.flush(fh, testing::kBob).error().value()) == 1, "or of close");
-    must(testing::is_json(tree.read(fh, 0, 1 << 20).value()), "a reply is JSON");
+    must(testing::is_json(tree.read(fh, 0, 1 << 20, testing::kAlice).value()), "a reply is JSON");
     tree.release(fh);
   }
   must(world.locks.breaks().empty() && world.cat("list") + world.cat("filelock") == before,

@@ -67,7 +67,7 @@ std::string ControlWorld::cat(std::string_view path, const Caller& caller, std::
   const auto fh = tree().open(node.node, O_RDONLY, caller).value();
   std::string out;
   while (true) {
-    const std::string part = tree().read(fh, out.size(), chunk).value();
+    const std::string part = tree().read(fh, out.size(), chunk, caller).value();
     if (part.empty()) break;
     out += part;
   }

@@ -64,7 +64,8 @@ class FakeFiles final : public control::FileView {
     }
   }
   std::set<uid_t> admins{0};
-  pid_t user_server{-1};  // a server that hides its users
+  pid_t user_server{-1};    // a server that hides its users
+  pid_t kernel_server{-1};  // one that opens once for all of them
   std::set<FileId> outside;
   std::set<FileId> unnamed;  // locate() finds no path for these
   std::uint64_t locates{};
@@ -158,6 +159,7 @@ class FakeFiles final : public control::FileView {
   }
   bool is_admin(const Caller& caller) override { return admins.count(caller.uid) != 0; }
   bool hides_users(const Caller& caller) override { return caller.pid == user_server; }
+  bool shares_files(const Caller& caller) override { return caller.pid == kernel_server; }
 
  private:
   struct File {

@@ -169,10 +169,11 @@ TEST(ControlFilelockList, LargeOnesAreMadeAsTheyAreRead) {
   EXPECT_EQ(paths(parse_json(text)).size(), 40'000U);
   const auto fh = world.tree().open(world.walk("filelock")->node, O_RDONLY, kRoot).value();
   for (const std::uint64_t offset : {5'000'000U, 4'500'000U, 10U, 4'194'000U, 1'000'000U}) {
-    EXPECT_EQ(world.tree().read(fh, offset, 9999).value(), text.substr(offset, 9999)) << offset;
+    EXPECT_EQ(world.tree().read(fh, offset, 9999, kAlice).value(), text.substr(offset, 9999))
+        << offset;
   }
   const auto calls = world.filelocks.list_calls;
-  static_cast<void>(world.tree().read(fh, 1'009'999, 100).value());
+  static_cast<void>(world.tree().read(fh, 1'009'999, 100, kAlice).value());
   EXPECT_LE(world.filelocks.list_calls, calls + 1) << "reading on is not reading anew";
   world.tree().release(fh);
 }
@@ -185,9 +186,9 @@ TEST(ControlFilelockList, ErrorsComeThrough) {
   EXPECT_EQ(world.walk("filelock").error().value(), EIO);
   EXPECT_EQ(world.tree().open(node, O_RDONLY, kRoot).error().value(), EIO);
   const auto fh = world.tree().open(node, O_RDWR, kRoot).value();
-  EXPECT_EQ(world.tree().read(fh, 0, 10).error().value(), EIO);
+  EXPECT_EQ(world.tree().read(fh, 0, 10, kAlice).error().value(), EIO);
   world.filelocks.list_error = 0;
-  EXPECT_TRUE(world.tree().read(fh, 0, 10).ok()) << "it may be better the next time";
+  EXPECT_TRUE(world.tree().read(fh, 0, 10, kAlice).ok()) << "it may be better the next time";
 }
 
 // ---- sizes

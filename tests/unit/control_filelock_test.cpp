@@ -45,7 +45,7 @@ class ControlFilelock : public ::testing::Test {
     return written.error().value();
   }
   json read(std::uint64_t fh, std::uint64_t offset = 0) {
-    return parse_json(world.tree().read(fh, offset, 1 << 20).value());
+    return parse_json(world.tree().read(fh, offset, 1 << 20, kAlice).value());
   }
 
   std::map<std::uint64_t, std::uint64_t> offsets;  // by file
@@ -488,7 +488,7 @@ TEST_F(ControlFilelock, RepliesTogetherAreBounded) {
   for (int i = 0; i < 50; ++i) {
     open_files.push_back(open("filelock", O_RDWR));
     EXPECT_EQ(write(open_files.back(), lines), ENOENT);
-    const std::string text = world.tree().read(open_files.back(), 0, 1 << 20).value();
+    const std::string text = world.tree().read(open_files.back(), 0, 1 << 20, kAlice).value();
     if (text.size() >= 1000) continue;
     EXPECT_EQ(parse_json(text)["error"]["code"], "507");
     ++short_ones;
@@ -529,10 +529,10 @@ TEST_F(ControlFilelock, ReadingGivesTheListingUntilSomethingWasAsked) {
   EXPECT_EQ(read(fh)["filelocks"].size(), 1U);
   EXPECT_EQ(write(fh, "/b\n"), 0);
   EXPECT_EQ(read(fh, 3)["paths"][0]["path"], "/b") << "from where the descriptor stands";
-  EXPECT_EQ(world.tree().read(fh, 5, 3).value(), world.cat("reply", kAlice).substr(2, 3));
+  EXPECT_EQ(world.tree().read(fh, 5, 3, kAlice).value(), world.cat("reply", kAlice).substr(2, 3));
   world.tree().release(fh);
   const auto unfh = open("unfilelock", O_RDWR);
-  EXPECT_EQ(world.tree().read(unfh, 0, 100).value(), "{}\n");
+  EXPECT_EQ(world.tree().read(unfh, 0, 100, kAlice).value(), "{}\n");
   EXPECT_EQ(write(unfh, "/b\n"), 0);
   EXPECT_EQ(read(unfh)["paths"][0], (json{{"path", "/b"}}));
   world.tree().release(unfh);

@@ -405,23 +405,24 @@ TEST_F(ControlRelease, TheReplyIsReadFromTheSameDescriptor) {
   const std::string request = query("0", "10") + "\n";
   for (const std::uint64_t origin : {std::uint64_t{request.size()}, std::uint64_t{0}}) {
     const auto fh = world.tree().open(node, O_RDWR, kRoot).value();
-    EXPECT_EQ(*world.tree().read(fh, 0, 2), world.cat("reply").substr(0, 2)) << "the last one";
+    EXPECT_EQ(*world.tree().read(fh, 0, 2, kAlice), world.cat("reply").substr(0, 2))
+        << "the last one";
     world.locks.clear();
     world.locks.add(held);
     ASSERT_TRUE(world.tree().write(fh, 0, request, kRoot).ok());
     std::string text;
     while (true) {
-      const std::string part = world.tree().read(fh, origin + text.size(), 7).value();
+      const std::string part = world.tree().read(fh, origin + text.size(), 7, kAlice).value();
       if (part.empty()) break;
       text += part;
     }
     EXPECT_EQ(parse_json(text)["count"], 1);
     EXPECT_EQ(text, world.cat("reply"));
     EXPECT_EQ(text, world.cat("release"));
-    EXPECT_EQ(*world.tree().read(fh, 0, 100'000), text) << "rewound";
+    EXPECT_EQ(*world.tree().read(fh, 0, 100'000, kAlice), text) << "rewound";
     // A second request: its own reply, found where the reader stands now.
     ASSERT_FALSE(world.tree().write(fh, 500, "nonsense\n", kRoot).ok());
-    const auto again = parse_json(*world.tree().read(fh, 700, 100'000));
+    const auto again = parse_json(*world.tree().read(fh, 700, 100'000, kAlice));
     EXPECT_EQ(again["error"]["code"], "400");
     world.tree().release(fh);
   }
@@ -449,7 +450,7 @@ TEST_F(ControlRelease, ATableThatFails) {
   const auto node = control::kControlBit | 5;
   const auto fh = world.tree().open(node, O_RDWR, kRoot).value();
   EXPECT_EQ(world.tree().write(fh, 0, query() + "\n", kRoot).error().value(), EIO);
-  EXPECT_EQ(parse_json(*world.tree().read(fh, 0, 10'000))["error"]["code"], "500");
+  EXPECT_EQ(parse_json(*world.tree().read(fh, 0, 10'000, kAlice))["error"]["code"], "500");
 }
 
 TEST_F(ControlRelease, EveryReleaseIsLoggedAndCannotBeForged) {

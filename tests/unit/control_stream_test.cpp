@@ -54,13 +54,13 @@ TEST_F(ControlStream, ReadsAnywhereGiveTheSameBytes) {
   for (int i = 0; i < (kSanitized ? 15 : 60); ++i) {
     const std::uint64_t offset = random() % (text.size() + 1000);
     const std::size_t size = random() % 200'000;
-    const auto part = world_->tree().read(fh, offset, size);
+    const auto part = world_->tree().read(fh, offset, size, kAlice);
     ASSERT_TRUE(part.ok());
     ASSERT_EQ(*part, offset < text.size() ? text.substr(offset, size) : "") << offset;
   }
-  EXPECT_EQ(*world_->tree().read(fh, text.size() - 5, 4096), text.substr(text.size() - 5));
-  EXPECT_EQ(*world_->tree().read(fh, UINT64_MAX / 2, 4096), "");
-  EXPECT_EQ(*world_->tree().read(fh, 0, 20), text.substr(0, 20));
+  EXPECT_EQ(*world_->tree().read(fh, text.size() - 5, 4096, kAlice), text.substr(text.size() - 5));
+  EXPECT_EQ(*world_->tree().read(fh, UINT64_MAX / 2, 4096, kAlice), "");
+  EXPECT_EQ(*world_->tree().read(fh, 0, 20, kAlice), text.substr(0, 20));
   world_->tree().release(fh);
 }
 
@@ -69,14 +69,14 @@ TEST_F(ControlStream, ForwardReadsDoNotStartOver) {
   const auto before = world_->locks.list_calls();
   std::uint64_t offset = 0;
   while (true) {
-    const std::string part = world_->tree().read(fh, offset, 131'072).value();
+    const std::string part = world_->tree().read(fh, offset, 131'072, kAlice).value();
     if (part.empty()) break;
     offset += part.size();
   }
   const auto forward = world_->locks.list_calls() - before;
   EXPECT_LE(forward, kGrants / 256 + 5);
   // Back to the middle: from a mark near it, not from the beginning.
-  world_->tree().read(fh, offset / 2, 4096).value();
+  world_->tree().read(fh, offset / 2, 4096, kAlice).value();
   EXPECT_LE(world_->locks.list_calls() - before - forward, 8U);
   world_->tree().release(fh);
 }
@@ -87,9 +87,10 @@ TEST_F(ControlStream, ReadsABitOutOfOrderDoNotStartOver) {
   const auto before = world_->locks.list_calls();
   constexpr std::size_t kChunk = 32'768;
   for (std::size_t i = 0; (i + 2) * kChunk < text.size(); i += 2) {
-    ASSERT_EQ(*world_->tree().read(fh, (i + 1) * kChunk, kChunk),
+    ASSERT_EQ(*world_->tree().read(fh, (i + 1) * kChunk, kChunk, kAlice),
               text.substr((i + 1) * kChunk, kChunk));
-    ASSERT_EQ(*world_->tree().read(fh, i * kChunk, kChunk), text.substr(i * kChunk, kChunk));
+    ASSERT_EQ(*world_->tree().read(fh, i * kChunk, kChunk, kAlice),
+              text.substr(i * kChunk, kChunk));
   }
   EXPECT_LE(world_->locks.list_calls() - before, kGrants / 256 + 5);
   world_->tree().release(fh);
@@ -109,8 +110,8 @@ TEST_F(ControlStream, ManyOpenAtOnceStayCorrectWhenMemoryIsShort) {
   for (int i = 0; i < (kSanitized ? 16 : 24); ++i)
     open.push_back(world_->tree().open(node, O_RDONLY, kRoot).value());
   for (const auto fh : open) {
-    ASSERT_EQ(*world_->tree().read(fh, 0, 1000), text.substr(0, 1000));
-    ASSERT_EQ(*world_->tree().read(fh, 5'000'000, 1000), text.substr(5'000'000, 1000));
+    ASSERT_EQ(*world_->tree().read(fh, 0, 1000, kAlice), text.substr(0, 1000));
+    ASSERT_EQ(*world_->tree().read(fh, 5'000'000, 1000, kAlice), text.substr(5'000'000, 1000));
     world_->tree().release(fh);
   }
 }
@@ -118,9 +119,9 @@ TEST_F(ControlStream, ManyOpenAtOnceStayCorrectWhenMemoryIsShort) {
 TEST_F(ControlStream, AnErrorOnTheWayIsOneOfRead) {
   const auto fh = world_->tree().open(world_->walk("list")->node, O_RDONLY, kRoot).value();
   world_->locks.fail_lists(EIO);
-  EXPECT_EQ(world_->tree().read(fh, 6'000'000, 10).error().value(), EIO);
+  EXPECT_EQ(world_->tree().read(fh, 6'000'000, 10, kAlice).error().value(), EIO);
   world_->locks.fail_lists(0);
-  EXPECT_TRUE(world_->tree().read(fh, 6'000'000, 10).ok());
+  EXPECT_TRUE(world_->tree().read(fh, 6'000'000, 10, kAlice).ok());
   world_->tree().release(fh);
 }
 
@@ -136,8 +137,8 @@ TEST(ControlSmall, WhatWasOpenedStaysAsItWas) {
   const std::string text = world.cat("list");
   const auto fh = world.tree().open(world.walk("list")->node, O_RDONLY, kRoot).value();
   world.locks.clear();
-  EXPECT_EQ(*world.tree().read(fh, 0, 1 << 20), text);
-  EXPECT_EQ(*world.tree().read(fh, 100, 7), text.substr(100, 7));
+  EXPECT_EQ(*world.tree().read(fh, 0, 1 << 20, kAlice), text);
+  EXPECT_EQ(*world.tree().read(fh, 100, 7, kAlice), text.substr(100, 7));
   world.tree().release(fh);
 }
 
@@ -161,7 +162,7 @@ TEST(ControlBusy, ReadersAndChangesAtTheSameTime) {
             "ref=%2Ff&offset=0&size=1&owner_id=" + to_string(OwnerId{1, key, OwnerSpace::kRange}) +
             "\n";
         EXPECT_TRUE(tree.write(fh, 0, request, me).ok());
-        EXPECT_EQ(parse_json(*tree.read(fh, 0, 100'000))["count"], 1);
+        EXPECT_EQ(parse_json(*tree.read(fh, 0, 100'000, kAlice))["count"], 1);
         tree.release(fh);
         tree.getattr(release, me).value();
       }

@@ -113,14 +113,14 @@ TEST(ControlTree, WrongDirectionIsEbadf) {
   for (const auto* path : {"release", "filelock", "unfilelock"}) {
     const auto node = world.walk(path)->node;
     const auto to_write = world.tree().open(node, O_WRONLY, kAlice).value();
-    EXPECT_EQ(world.tree().read(to_write, 0, 10).error().value(), EBADF) << path;
+    EXPECT_EQ(world.tree().read(to_write, 0, 10, kAlice).error().value(), EBADF) << path;
     const auto to_read = world.tree().open(node, O_RDONLY, kAlice).value();
     EXPECT_EQ(world.tree().write(to_read, 0, "x", kAlice).error().value(), EBADF) << path;
   }
   const auto list = world.tree().open(world.walk("list")->node, O_RDONLY, kAlice).value();
   EXPECT_EQ(world.tree().write(list, 0, "x", kAlice).error().value(), EBADF);
   world.tree().release(list);
-  EXPECT_EQ(world.tree().read(list, 0, 10).error().value(), EBADF);
+  EXPECT_EQ(world.tree().read(list, 0, 10, kAlice).error().value(), EBADF);
   EXPECT_EQ(world.tree().flush(list, kAlice).error().value(), EBADF);
   world.tree().release(list);
 }

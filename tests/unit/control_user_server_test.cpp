@@ -31,7 +31,7 @@ class ControlUserServer : public ::testing::Test {
     const auto done = world.tree().write(fh, offset, text, caller);
     return done ? 0 : done.error().value();
   }
-  std::string read(std::uint64_t fh) { return world.tree().read(fh, 0, 1 << 20).value(); }
+  std::string read(std::uint64_t fh) { return world.tree().read(fh, 0, 1 << 20, kServer).value(); }
   std::vector<std::string> filelocked() {
     std::vector<std::string> out;
     const auto listing = world.json("filelock");

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "base/clock.h"
+#include "posix/caller_status.h"
 #include "posix/mountinfo.h"
 #include "posix/nfsd_clients.h"
 #include "posix_scratch.h"
@@ -105,6 +106,9 @@ TEST(NfsdClients, AServersThreadIsTheKernels) {
   // Anybody may call himself so.
   ASSERT_EQ(::prctl(PR_SET_NAME, "nfsd"), 0);
   EXPECT_FALSE(NfsdClients::is_server_thread(static_cast<std::uint32_t>(::getpid()), "nfsd"));
+  EXPECT_FALSE(NfsdClients::is_server_thread(::getpid()));
+  EXPECT_FALSE(kernel_thread_name(::getpid()));
+  EXPECT_FALSE(kernel_thread_name(0));
   EXPECT_FALSE(NfsdClients::is_server_thread(0, "nfsd"));
   EXPECT_FALSE(NfsdClients::is_server_thread(std::numeric_limits<std::uint32_t>::max(), "nfsd"));
   // kthreadd, where it can be seen, is the kernel's, by another name.
@@ -113,6 +117,7 @@ TEST(NfsdClients, AServersThreadIsTheKernels) {
   if (comm >> name && name == "kthreadd") {
     EXPECT_TRUE(NfsdClients::is_server_thread(2, "nfsd"));
     EXPECT_FALSE(NfsdClients::is_server_thread(2, name));
+    EXPECT_EQ(kernel_thread_name(2), "kthreadd");
   }
 }
 
