@@ -6,9 +6,9 @@
 
 # shellcheck disable=SC2034
 readonly nfs_vm_packages=(qemu-system-x86 busybox-static kmod cpio iproute2 util-linux e2fsprogs jq
-  nfs-kernel-server nfs-common rpcbind)
+  nfs-kernel-server nfs-common rpcbind acl)
 readonly nfs_vm_programs=(bash cp dd find sha256sum sort touch ls cat ip jq nsenter unshare mount umount setpriv rpcbind rpcinfo exportfs
-  nfsdcld rpc.mountd rpc.nfsd rpc.statd sm-notify mount.nfs umount.nfs)
+  nfsdcld rpc.mountd rpc.nfsd rpc.statd sm-notify mount.nfs umount.nfs setfacl)
 readonly nfs_vm_modules=(virtio_pci virtio_blk fuse nfsd nfs nfsv3 nfsv4 lockd veth)
 
 # nfs_vm_kernel CACHE: the unpacked kernel package's directory, on standard output. It is fetched

@@ -22,8 +22,11 @@ Result<void> change_owner(const FileRef& file, const AttrChange& change, const C
   const uid_t uid = change.uid.value_or(static_cast<uid_t>(-1));
   const gid_t gid = change.gid.value_or(static_cast<gid_t>(-1));
   const int fd = file.path_fd >= 0 ? file.path_fd : file.open_fd;
-  return outcome(as_caller(caller, groups_for(fd),
-                           [&]() -> long { return ::fchownat(fd, "", uid, gid, AT_EMPTY_PATH); }));
+  Deciding deciding = about(fd);
+  deciding.given = change.gid;
+  return outcome(as_caller(
+      caller, groups_for(fd), [&]() -> long { return ::fchownat(fd, "", uid, gid, AT_EMPTY_PATH); },
+      deciding));
 }
 
 // A kernel that clears set-ID bits itself (libfuse before 3.17 cannot tell it that we do) sends the
@@ -42,8 +45,10 @@ Result<void> change_mode(const FileRef& file, mode_t mode, const Caller& caller)
     if (file.open_fd >= 0) return ::fchmod(file.open_fd, mode);
     return ::fchmodat(self_fds(), FdName{file.path_fd}.c_str(), mode, 0);
   };
-  const auto r = as_caller(caller, groups, attempt);
   const int fd = file.open_fd >= 0 ? file.open_fd : file.path_fd;
+  Deciding deciding = about(fd);
+  deciding.at_once = true;  // setattr_prepare()
+  const auto r = as_caller(caller, groups, attempt, deciding);
   if (r || r.error() != errno_code(EPERM) || !only_clears_set_id(fd, mode)) return outcome(r);
   become_daemon();
   return done(attempt());
@@ -55,7 +60,7 @@ Result<void> change_size(const FileRef& file, off_t size, const Caller& caller) 
   const auto attempt = [&]() -> long {
     return by_fd ? ::ftruncate(fd, size) : ::truncate(FdName{fd}.absolute(), size);
   };
-  const auto r = as_caller(caller, groups_for(fd), attempt);
+  const auto r = as_caller(caller, groups_for(fd), attempt, about(fd));
   // truncate(2) of one's own read-only file does not come here, the kernel has refused it; what
   // comes is nfsd (NFSD_MAY_OWNER_OVERRIDE).
   if (r || r.error() != errno_code(EACCES) || !is_owner(fd, caller)) return outcome(r);
@@ -63,13 +68,29 @@ Result<void> change_size(const FileRef& file, off_t size, const Caller& caller) 
   return done(attempt());
 }
 
+// Who may write to a file may say that he just did. utimensat(2) lets him say so of both times
+// only; nfsd asks for one, with each change of size (fs/nfsd/vfs.c nfsd_setattr()).
+bool may_say_now(int fd, const struct timespec (&times)[2], const Caller& caller) {
+  for (const auto& time : times) {
+    if (time.tv_nsec != UTIME_NOW && time.tv_nsec != UTIME_OMIT) return false;
+  }
+  const auto access = [&]() -> long {
+    return ::syscall(SYS_faccessat2, fd, "", W_OK, AT_EACCESS | AT_EMPTY_PATH);
+  };
+  return as_caller(caller, Groups::kNow, access, about(fd)).ok();
+}
+
 Result<void> change_times(const FileRef& file, const AttrChange& change, const Caller& caller) {
   const struct timespec times[2] = {change.atime, change.mtime};
   const int fd = file.path_fd >= 0 ? file.path_fd : file.open_fd;
-  return outcome(as_caller(caller, Groups::kOnDemand, [&]() -> long {
+  const auto attempt = [&]() -> long {
     // Without glibc's check of the empty name.
     return ::syscall(SYS_utimensat, fd, "", times, AT_EMPTY_PATH);
-  }));
+  };
+  const auto r = as_caller(caller, Groups::kOnDemand, attempt, about(fd));
+  if (r || r.error() != errno_code(EPERM) || !may_say_now(fd, times, caller)) return outcome(r);
+  become_daemon();
+  return done(attempt());
 }
 
 bool is_acl(const char* name) { return std::strncmp(name, "system.posix_acl_", 17) == 0; }
@@ -166,14 +187,15 @@ Result<void> set_xattr(int path_fd, const char* name, const char* value, std::si
                        int flags, const Caller& caller) {
   // An access ACL sets the mode, and with it may drop the set-group-ID bit.
   const Groups groups = is_acl(name) ? Groups::kNow : Groups::kOnDemand;
-  return outcome(as_caller(caller, groups, [&]() -> long {
-    return ::setxattr(FdName{path_fd}.absolute(), name, value, size, flags);
-  }));
+  return outcome(as_caller(
+      caller, groups,
+      [&]() -> long { return ::setxattr(FdName{path_fd}.absolute(), name, value, size, flags); },
+      about(path_fd)));
 }
 
 Result<void> remove_xattr(int path_fd, const char* name, const Caller& caller) {
   const auto remove = [&]() -> long { return ::removexattr(FdName{path_fd}.absolute(), name); };
-  const auto as_himself = as_caller(caller, Groups::kOnDemand, remove);
+  const auto as_himself = as_caller(caller, Groups::kOnDemand, remove, about(path_fd));
   // Whoever writes to a file or cuts it takes its capabilities away, and the kernel asks for that
   // in his name, who need not have the right to ask himself. Where a process does ask, the kernel
   // has looked at his rights (security/commoncap.c cap_inode_killpriv(), cap_inode_removexattr()).

@@ -7,10 +7,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 
 #include "base/log.h"
+#include "posix/acl_groups.h"
 #include "posix/caller_status.h"
+#include "posix/nfsd_clients.h"
 #include "posix/sys.h"
 
 namespace latchfs::posix {
@@ -134,13 +137,34 @@ Result<void> set_umask(mode_t mask) noexcept {
   return {};
 }
 
+namespace {
+
+// The groups that decide, if the caller is one of those for whom the kernel vouches.
+std::vector<gid_t> vouched_groups(const Caller& caller, const Deciding& deciding) {
+  std::vector<gid_t> groups;
+  const bool none =
+      std::all_of(deciding.fds.begin(), deciding.fds.end(), [](int fd) { return fd < 0; });
+  if ((none && !deciding.given) || !NfsdClients::is_server_thread(caller.pid)) return groups;
+  if (deciding.given) groups.push_back(*deciding.given);
+  for (const int fd : deciding.fds) {
+    if (fd < 0) continue;
+    const auto st = stat_of(fd);
+    if (!st) continue;
+    groups.push_back(st->st_gid);
+    for (const gid_t gid : acl_groups(fd)) groups.push_back(gid);
+  }
+  return groups;
+}
+
+}  // namespace
+
 Result<void> become_caller(const Caller& caller) noexcept {
   return detail::become(caller, Groups::kOnDemand);
 }
 
 namespace detail {
 
-Result<void> become(const Caller& caller, Groups groups) noexcept {
+Result<void> become(const Caller& caller, Groups groups, const Deciding& deciding) noexcept {
   if (!daemon_is_root()) return {};
   if (caller.uid == static_cast<uid_t>(-1) || caller.gid == static_cast<gid_t>(-1)) {
     return errno_code(EOVERFLOW);
@@ -154,10 +178,10 @@ Result<void> become(const Caller& caller, Groups groups) noexcept {
   if (t_self.fsuid != caller.uid && !set_fsuid(caller.uid)) return errno_code(EAGAIN);
   if (!set_effective(caps_for(caller.uid))) return errno_code(EAGAIN);
   if (groups == Groups::kOnDemand) return {};
-  return take_rest(caller).error();
+  return take_rest(caller, deciding.at_once ? deciding : Deciding{}).error();
 }
 
-Result<bool> take_rest(const Caller& caller) noexcept {
+Result<bool> take_rest(const Caller& caller, const Deciding& deciding) noexcept {
   if (!daemon_is_root()) return false;
   const std::uint64_t before = t_self.effective;
   // /proc hides processes (hidepid=) and their namespaces from who has no CAP_SYS_PTRACE.
@@ -170,17 +194,24 @@ Result<bool> take_rest(const Caller& caller) noexcept {
       known = true;
       theirs = all_caps() & (status->effective_caps | kChangeCaps);
       groups = std::move(status->groups);
+    } else {
+      groups = vouched_groups(caller, deciding);
     }
   } catch (...) {
     // Out of memory: the refusal stands.
   }
   // Nothing may be done for him with those of the daemon.
   if (!set_effective(theirs)) return errno_code(EAGAIN);
-  if (!known) return false;
   if (!groups.empty()) {
     t_self.has_groups = ::syscall(SYS_setgroups, groups.size(), groups.data()) == 0;
   }
-  return theirs != before || t_self.has_groups;
+  return (known && theirs != before) || t_self.has_groups;
+}
+
+Result<bool> take_vouched(const Caller& caller, const Deciding& deciding) noexcept {
+  // They have none in /proc, or are not the kernel's.
+  if (t_self.has_groups || !NfsdClients::is_server_thread(caller.pid)) return false;
+  return take_rest(caller, deciding);
 }
 
 Result<void> take_groups(const std::vector<gid_t>& groups) noexcept {

@@ -13,8 +13,10 @@
 // A daemon that is not root acts as itself always; only the umask follows the caller.
 #pragma once
 
+#include <array>
 #include <cerrno>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -29,6 +31,22 @@ namespace latchfs::posix {
 // succeed: set-ID bits stay or go by groups and CAP_FSETID; and where the kernel has not checked
 // the caller before: a group may be denied what others have.
 enum class Groups : std::uint8_t { kOnDemand, kNow };
+
+// What a call is refused or allowed by: directories and files (descriptors, -1 for none), and the
+// group that a file is given.
+//
+// Threads of the kernel's NFS server act as its users by override_creds(), of which /proc shows
+// nothing: their groups cannot be known here. But the kernel, who knows them, has checked the call
+// before it asked (`default_permissions`). So where it was refused to uid and gid alone, the caller
+// is taken to be in the groups that have a say here; the backing file system still looks at what
+// these may. Not where a call can also do less than it was asked for without failing, as creating
+// with the set-group-ID bit: not all kernels have looked at that.
+struct Deciding {
+  std::array<int, 4> fds{-1, -1, -1, -1};
+  std::optional<gid_t> given{};
+  bool at_once{};  // not only when refused: every kernel has looked at just this
+};
+[[nodiscard]] inline Deciding about(int fd) noexcept { return {{fd, -1, -1, -1}}; }
 
 // What writing to this file, cutting it or changing its owner calls for.
 [[nodiscard]] Groups groups_for(int fd) noexcept;
@@ -45,10 +63,12 @@ Result<void> set_umask(mode_t mask) noexcept;
 
 namespace detail {
 // EOVERFLOW for ids that the daemon's user namespace does not know.
-Result<void> become(const Caller& caller, Groups groups) noexcept;
+Result<void> become(const Caller& caller, Groups groups, const Deciding& deciding = {}) noexcept;
 // Takes on what the caller's thread has besides uid and gid. False: no more than there was.
 // EAGAIN: the thread must not act for him.
-Result<bool> take_rest(const Caller& caller) noexcept;
+Result<bool> take_rest(const Caller& caller, const Deciding& deciding) noexcept;
+// The same for who has taken all that /proc tells.
+Result<bool> take_vouched(const Caller& caller, const Deciding& deciding) noexcept;
 void drop_rest() noexcept;
 // The groups of somebody whose process is not on this machine. EAGAIN: the thread must not act for
 // him.
@@ -58,13 +78,16 @@ Result<void> take_groups(const std::vector<gid_t>& groups) noexcept;
 // Runs `call` (returns -1 with errno, or a value) as the caller. It may be run twice, so it must
 // be one system call that fails as a whole.
 template <class Call>
-[[nodiscard]] Result<long> as_caller(const Caller& caller, Groups groups, Call&& call) {
-  if (auto ready = detail::become(caller, groups); !ready) return ready.error();
+[[nodiscard]] Result<long> as_caller(const Caller& caller, Groups groups, Call&& call,
+                                     const Deciding& deciding = {}) {
+  if (auto ready = detail::become(caller, groups, deciding); !ready) return ready.error();
   long value = call();
   int err = errno;
   const bool refused = value < 0 && (err == EACCES || err == EPERM);
-  if (refused && groups == Groups::kOnDemand) {
-    if (const auto more = detail::take_rest(caller); more && *more) {
+  if (refused) {
+    const auto more = groups == Groups::kOnDemand ? detail::take_rest(caller, deciding)
+                                                  : detail::take_vouched(caller, deciding);
+    if (more && *more) {
       value = call();
       err = errno;
     }

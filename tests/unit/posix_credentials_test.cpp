@@ -1,7 +1,10 @@
+#include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/xattr.h>
 
 #include <thread>
 
+#include "posix/acl_groups.h"
 #include "posix/attributes.h"
 #include "posix/credentials.h"
 #include "posix/file_io.h"
@@ -69,6 +72,56 @@ TEST_F(ActingAsCaller, IsRefusedWhatHeMayNot) {
   EXPECT_EQ(stat_at("d/f").st_mode & 07777, 0600u);
 }
 
+// The kernel vouches for the users of its own NFS server, of nobody who is called so.
+TEST_F(ActingAsCaller, IsInNoGroupForHisName) {
+  make_dir("d", 0770);
+  chown_to("d", 0, kExtra);
+  const UniqueFd d = path_fd("d");
+  ASSERT_EQ(::prctl(PR_SET_NAME, "nfsd"), 0);
+  Caller caller = plain();
+  caller.pid = static_cast<pid_t>(::syscall(SYS_gettid));
+  EXPECT_EQ(make_directory(d.get(), "a", 0777, caller).error(), errno_code(EACCES));
+  EXPECT_EQ(make_directory(d.get(), "a", 02777, caller).error(), errno_code(EACCES));
+}
+
+// "version 2", then tag, permissions, id: little-endian.
+std::string acl_value(const std::vector<std::pair<char, gid_t>>& entries) {
+  std::string value{"\2\0\0\0", 4};
+  for (const auto& [tag, id] : entries) {
+    value += {tag, 0, 7, 0};
+    for (unsigned shift = 0; shift < 32; shift += 8) value += static_cast<char>(id >> shift);
+  }
+  return value;
+}
+
+TEST(AclGroups, AreThoseTheAclNames) {
+  constexpr char kUserObj = 1, kOneUser = 2, kGroupObj = 4, kOneGroup = 8, kMask = 16, kOther = 32;
+  constexpr gid_t kNone = static_cast<gid_t>(-1);
+  const std::string value = acl_value({{kUserObj, kNone},
+                                       {kOneUser, 7},
+                                       {kGroupObj, kNone},
+                                       {kOneGroup, 3001},
+                                       {kOneGroup, 0xfedcba98},
+                                       {kMask, kNone},
+                                       {kOther, kNone}});
+  EXPECT_EQ(acl_groups_in(value), (std::vector<gid_t>{3001, 0xfedcba98}));
+  for (std::size_t size = 0; size < value.size(); ++size) {
+    const auto some = acl_groups_in(value.substr(0, size));
+    EXPECT_TRUE(some.empty() || (size - 4) % 8 == 0) << size;
+  }
+  EXPECT_TRUE(acl_groups_in("\1" + value.substr(1)).empty()) << "another version";
+
+  char path[] = "/tmp/latchfs-acl-XXXXXX";
+  const UniqueFd file{::mkstemp(path)};
+  ASSERT_TRUE(file);
+  EXPECT_TRUE(acl_groups(file.get()).empty());
+  const bool has = ::setxattr(path, "system.posix_acl_access", value.data(), value.size(), 0) == 0;
+  const UniqueFd found{::open(path, O_PATH | O_CLOEXEC)};
+  ::unlink(path);
+  if (!has) GTEST_SKIP() << "no ACLs here";
+  EXPECT_EQ(acl_groups(found.get()).size(), 2U);
+}
+
 TEST_F(ActingAsCaller, HasHisSupplementaryGroups) {
   make_dir("d", 0770);
   chown_to("d", 0, kExtra);
@@ -97,6 +150,36 @@ TEST_F(ActingAsCaller, KeepsSetGroupIdOnlyInHisGroups) {
   EXPECT_EQ(stat_at("f").st_mode & 07777, 0755u);
   ASSERT_TRUE(change_attributes(file, change, with.as_caller()));
   EXPECT_EQ(stat_at("f").st_mode & 07777, 02755u);
+}
+
+// What nfsd asks for when a user cuts a file that others own.
+TEST_F(ActingAsCaller, SaysNowOfWhatHeMayWrite) {
+  make_file("open", "text", 0666);
+  make_file("closed", "text", 0644);
+  const UniqueFd open = path_fd("open");
+  const UniqueFd closed = path_fd("closed");
+  const struct timespec old[2] = {{1, 0}, {1, 0}};
+  for (const char* name : {"open", "closed"}) {
+    ASSERT_EQ(::utimensat(AT_FDCWD, at(name).c_str(), old, 0), 0);
+  }
+  AttrChange now;
+  now.times = true;
+  now.atime.tv_nsec = UTIME_OMIT;
+  now.mtime.tv_nsec = UTIME_NOW;
+  FileRef file;
+  file.path_fd = closed.get();
+  EXPECT_EQ(change_attributes(file, now, plain()).error(), errno_code(EPERM));
+  EXPECT_EQ(stat_at("closed").st_mtim.tv_sec, 1);
+  file.path_fd = open.get();
+  AttrChange then = now;
+  then.mtime = {5, 0};
+  EXPECT_EQ(change_attributes(file, then, plain()).error(), errno_code(EPERM)) << "the owner's";
+  EXPECT_TRUE(change_attributes(file, now, plain()));
+  EXPECT_GT(stat_at("open").st_mtim.tv_sec, 5);
+  EXPECT_EQ(stat_at("open").st_atim.tv_sec, 1);
+  now.size = 2;
+  EXPECT_TRUE(change_attributes(file, now, plain()));
+  EXPECT_EQ(stat_at("open").st_size, 2);
 }
 
 TEST_F(ActingAsCaller, HasHisCapabilitiesAndNoMore) {
