@@ -42,7 +42,6 @@ bool is_link(const FileEntry& entry) { return S_ISLNK(entry.attr.st_mode); }
 constexpr std::size_t kBudget = std::size_t{64} << 20;
 constexpr std::size_t kMaxOpen = 4096;
 constexpr std::size_t kMaxOpenPerUser = 128;
-constexpr uid_t kAnybody = static_cast<uid_t>(-3);
 constexpr std::size_t kMaxOpenForOthers = kMaxOpen / 2;
 
 // What is read is made for who reads it, and changes with more than the locks (a file's name). An
@@ -145,11 +144,10 @@ struct Tree::Impl {
 
 // ---- attributes
 
-// What a server reads for a user whom it does not name is for everybody: as a user who is nobody
-// else (65534 is, and has files and locks), not even those squashed to -2.
+// What a server reads for a user whom it does not name is for everybody.
 Caller Tree::Impl::seen_by(const Caller& caller) const {
   if (!context_.files().hides_users(caller)) return caller;
-  return {kAnybody, kAnybody, 0, caller.umask};
+  return kAnybody;
 }
 
 NodeAttr Tree::Impl::make_attr(std::uint64_t node, mode_t mode, std::uint64_t size,

@@ -35,6 +35,10 @@ inline constexpr std::uint64_t kTreeRoot = kControlBit | 1;
   return (node & kBoth) == kBoth ? node & ~kBoth : 0;
 }
 
+// A user who is nobody in particular: is shown what everybody may see. (65534 is somebody, and has
+// files and locks, and so have those squashed to -2.)
+inline constexpr Caller kAnybody{static_cast<uid_t>(-3), static_cast<gid_t>(-3), 0, 0};
+
 // How the mount is served, for `status`: of each the value that its option takes, or would.
 struct Serving {
   std::string transport;  // "dev": requests come from /dev/fuse; "uring": by io_uring

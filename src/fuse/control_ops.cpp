@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "posix/credentials.h"
+#include "posix/nfsd_clients.h"
 #include "posix/sys.h"
 
 namespace latchfs::fuse::control_ops {
@@ -84,8 +85,16 @@ Result<void> open(FileSystem& fs, Reply& reply, std::uint64_t node, const fuse_f
 
 Result<void> read(FileSystem& fs, Reply& reply, std::uint64_t fh, std::size_t size, off_t offset) {
   posix::become_daemon();
-  const auto data =
-      fs.tree.read(fh, static_cast<std::uint64_t>(offset), size, caller_of(reply.request()));
+  Caller caller = caller_of(reply.request());
+  // A READ without a lock owner fills the page cache, which is everybody's: for splice(2) and
+  // sendfile(2), whose callers read instead if that is refused, and for mappings. The kernel's NFS
+  // server splices from Linux 6.5 on (mm/filemap.c filemap_splice_read(), whatever FOPEN_DIRECT_IO
+  // says) and reads nothing instead: it is told what everybody may know.
+  if (!transport::Channel::request().lock_owner) {
+    if (!posix::NfsdClients::is_server_thread(caller.pid)) return errno_code(EINVAL);
+    caller = control::kAnybody;
+  }
+  const auto data = fs.tree.read(fh, static_cast<std::uint64_t>(offset), size, caller);
   if (!data) return data.error();
   reply.bytes(*data);
   return {};

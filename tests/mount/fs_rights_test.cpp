@@ -5,7 +5,9 @@
 #include <grp.h>
 #include <gtest/gtest.h>
 #include <sys/mount.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -390,6 +392,31 @@ TEST_F(FsRights, WhomAnAclLetsInFindsTheLocksOfTheDirectoryToo) {
   // The tree's own nodes have none.
   EXPECT_EQ(errno_of(getxattr((top + "/.locks").c_str(), "system.posix_acl_access", nullptr, 0)),
             ENODATA);
+}
+
+// Pages of the mount are everybody's; what is in the tree is made for who reads it.
+TEST_F(FsRights, NothingOfTheControlTreeIsInThePageCache) {
+  struct utsname kernel {};
+  int major = 0, minor = 0;
+  ASSERT_EQ(uname(&kernel), 0);
+  ASSERT_EQ(std::sscanf(kernel.release, "%d.%d", &major, &minor), 2);
+  if (std::pair{major, minor} < std::pair{6, 5}) GTEST_SKIP() << "who splices reads, here";
+  const MountFixture fixture;
+  const std::string control = fixture.mount() + "/.locks/";
+  const UniqueFd out{open((fixture.source() + "/out").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)};
+  ASSERT_TRUE(out);
+  int ends[2]{};
+  ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+  const UniqueFd from_pipe{ends[0]}, to_pipe{ends[1]};
+  for (const char* name : {"list", "reply", "README", "status", "filelock", "list?uid=0"}) {
+    const UniqueFd in{open((control + name).c_str(), O_RDONLY | O_CLOEXEC)};
+    ASSERT_TRUE(in) << name;
+    off_t at = 0;
+    EXPECT_EQ(errno_of(sendfile(out.get(), in.get(), &at, 4096)), EINVAL) << name;
+    EXPECT_EQ(errno_of(splice(in.get(), &at, to_pipe.get(), nullptr, 4096, 0)), EINVAL) << name;
+    char byte = 0;
+    EXPECT_EQ(pread(in.get(), &byte, 1, 0), 1) << name;
+  }
 }
 
 // Resident memory of a process in KiB.
