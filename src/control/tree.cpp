@@ -461,7 +461,7 @@ Result<NodeAttr> Tree::Impl::look_up(std::uint64_t parent, std::string_view name
   if (name == "..") {
     const auto entry = context_.files().getattr(FileView::kRootNode);
     if (!entry) return entry.error();
-    return NodeAttr{FileView::kRootNode, entry->attr, 1};
+    return NodeAttr{FileView::kRootNode, entry->attr};
   }
   for (const FixedName& fixed : kFixed) {
     if (fixed.name == name) return fixed_attr(fixed, viewer);

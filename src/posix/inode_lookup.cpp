@@ -51,7 +51,7 @@ Result<InodeTable::Identity> InodeTable::identify(int fd, std::uint64_t parent,
   const struct stat* const st = &found.attr;
   if (file_id(*st) == root_->id) {
     found.node = NodeIds::kRoot;
-    found.generation = 1;
+    found.generation = NodeIds::kRootGeneration;
     return found;
   }
   // A file system is entered by a name in a directory of another one.
@@ -205,7 +205,7 @@ Result<Entry> InodeTable::self(std::uint64_t node) {
   if (node == NodeIds::kRoot) {
     const auto st = stat_of(root_->fd.get());
     if (!st) return st.error();
-    Entry entry{node, 1, root_->id, *st};
+    Entry entry{node, NodeIds::kRootGeneration, root_->id, *st};
     show(entry.attr);
     return entry;
   }

@@ -17,6 +17,10 @@ namespace latchfs::posix {
 class NodeIds {
  public:
   static constexpr std::uint64_t kRoot = 1;
+  // The kernel's own, before it asks (fs/fuse/inode.c fuse_get_root_inode()). With another one it
+  // takes the root for a file that is gone, and the mount with it (EIO), from Linux 5.14 until
+  // "fuse: fix root lookup with nonzero generation"; those after it say so in their log.
+  static constexpr std::uint32_t kRootGeneration = 0;
   static constexpr unsigned kInoBits = 52;
   static constexpr unsigned kDealtSlot = 511;
 

@@ -247,6 +247,23 @@ TEST_P(Handles, OfDirectoriesKnowTheWayUp) {
   EXPECT_EQ(content(UniqueFd{::openat(fd.get(), "file", O_RDONLY)}.get()), "content");
 }
 
+// Who asks for a directory's way up is told of the root, which the kernel has from the beginning.
+TEST_P(Handles, LeadUpToTheRootThatIsThere) {
+  make_tree();
+  const UniqueFd root{::open(fixture_->mount().c_str(), O_RDONLY | O_DIRECTORY)};
+  const auto own = handle_at(fixture_->mount());
+  EXPECT_EQ(own, Handle::of(1, 0));
+  const auto top = handle_at(at("/a"));
+  forget_everything();
+  const UniqueFd fd = open(top, O_RDONLY | O_DIRECTORY);
+  ASSERT_TRUE(fd) << std::strerror(errno);
+  EXPECT_EQ(handle_at(fixture_->mount()), own);
+  EXPECT_EQ(error(own), 0);
+  EXPECT_EQ(stat_of(UniqueFd{::openat(fd.get(), "..", O_PATH)}.get()).st_ino,
+            stat_of(root.get()).st_ino);
+  EXPECT_EQ(content(UniqueFd{::openat(root.get(), "top", O_RDONLY)}.get()), "top");
+}
+
 TEST_P(Handles, OfRemovedFilesAreStale) {
   make_tree();
   const auto before = handles();

@@ -67,6 +67,7 @@ TEST(ControlTree, DotAndDotDot) {
   world.files.directory("/d");
   EXPECT_EQ(world.tree().lookup(kTreeRoot, ".", kRoot)->node, kTreeRoot);
   EXPECT_EQ(world.tree().lookup(kTreeRoot, "..", kRoot)->node, control::FileView::kRootNode);
+  EXPECT_EQ(world.tree().lookup(kTreeRoot, "..", kRoot)->generation, 0u) << "as the kernel has it";
   const auto list = world.walk("list")->node;
   EXPECT_EQ(world.tree().lookup(list, ".", kRoot)->node, list);
   const auto query = world.walk("list?pid=1")->node;

@@ -255,6 +255,10 @@ TEST_P(InodeTableTest, DotIsTheNodeItself) {
   EXPECT_EQ(look(d.node, "..").node, 1u);
   EXPECT_EQ(look(1, "..").node, 1u);
   EXPECT_EQ(look(1, ".").node, 1u);
+  // With another generation than the kernel's own the root would be another inode.
+  EXPECT_EQ(look(d.node, "..").generation, 0u);
+  EXPECT_EQ(look(1, "..").generation, 0u);
+  EXPECT_EQ(look(1, ".").generation, 0u);
 }
 
 TEST_P(InodeTableTest, DotFindsForgottenNodesByHandle) {
