@@ -9,11 +9,13 @@
 #include <algorithm>
 #include <charconv>
 #include <climits>
+#include <optional>
 #include <utility>
 
 #include "base/log.h"
 #include "base/write_all.h"
 #include "posix/file_handle.h"
+#include "posix/sys.h"
 
 namespace latchfs::posix {
 namespace {
@@ -57,20 +59,23 @@ DeviceNumbers::DeviceNumbers(std::string directory, std::string_view source, uns
       name_{fmt::format("devices-{:016x}", hash64(source.data(), source.size()))},
       most_{most} {}
 
-DeviceNumbers::File DeviceNumbers::open(bool make) {
-  if (directory_.empty()) return {};
+Result<DeviceNumbers::File> DeviceNumbers::open(bool make) {
+  const auto none = [] {
+    return is_for_now(last_errno()) ? Result<File>{last_errno()} : Result<File>{File{}};
+  };
+  if (directory_.empty()) return File{};
   if (make) ::mkdir(directory_.c_str(), S_IRWXU);
   File file;
   file.dir.reset(::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   struct stat st {};
-  if (!file.dir || ::fstat(file.dir.get(), &st) != 0) return {};
+  if (!file.dir || ::fstat(file.dir.get(), &st) != 0) return none();
   constexpr mode_t kOthers = S_IWGRP | S_IWOTH;
-  if (st.st_uid != ::geteuid() || (st.st_mode & kOthers) != 0) return {};
+  if (st.st_uid != ::geteuid() || (st.st_mode & kOthers) != 0) return File{};
   const int flags = O_RDWR | O_APPEND | O_NOFOLLOW | O_CLOEXEC | (make ? O_CREAT : 0);
   do {  // until it is the one of that name: others may have written it anew
     file.fd.reset(::openat(file.dir.get(), name_.c_str(), flags, S_IRUSR | S_IWUSR));
     if (!file.fd || ::flock(file.fd.get(), LOCK_EX) != 0 || ::fstat(file.fd.get(), &st) != 0) {
-      return {};
+      return none();
     }
   } while (st.st_nlink == 0);
   return file;
@@ -136,8 +141,10 @@ void DeviceNumbers::remember(const File& file, std::vector<Line> lines, const Li
 
 Result<unsigned> DeviceNumbers::number_of(const Way& way,
                                           const std::function<bool(unsigned)>& free) {
-  const File file = open(way.parent != 0);
-  const std::vector<Line> lines = file.fd ? read(file.fd.get()) : std::vector<Line>{};
+  const auto file = open(way.parent != 0);
+  // (As if there were none, it would get another file system's number, or lose its own.)
+  if (!file) return file.error();
+  const std::vector<Line> lines = file->fd ? read(file->fd.get()) : std::vector<Line>{};
   // The last one that was there: those before it were other file systems' then.
   const auto last = std::find_if(lines.rbegin(), lines.rend(), [&](const Line& line) {
     return way.parent != 0 && line.way == way;
@@ -153,20 +160,20 @@ Result<unsigned> DeviceNumbers::number_of(const Way& way,
   if (number == most_) {
     const auto oldest = std::find_if(lines.begin(), lines.end(),
                                      [&free](const Line& line) { return free(line.number); });
-    if (oldest == lines.end()) return errno_code(ENFILE);
+    if (oldest == lines.end()) return errno_code(EOVERFLOW);
     number = oldest->number;
   }
-  if (file.fd && way.parent != 0) remember(file, lines, {number, way});
+  if (file->fd && way.parent != 0) remember(*file, lines, {number, way});
   return number;
 }
 
-std::optional<DeviceNumbers::Way> DeviceNumbers::way_of(unsigned number) {
-  const File file = open(false);
-  if (!file.fd) return std::nullopt;
-  for (const Line& line : read(file.fd.get())) {
-    if (line.number == number) return line.way;
+Result<DeviceNumbers::Way> DeviceNumbers::way_of(unsigned number) {
+  const auto file = open(false);
+  if (!file) return file.error();
+  for (Line& line : file->fd ? read(file->fd.get()) : std::vector<Line>{}) {
+    if (line.number == number) return std::move(line.way);
   }
-  return std::nullopt;
+  return errno_code(ESTALE);
 }
 
 }  // namespace latchfs::posix

@@ -13,7 +13,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,9 +35,11 @@ class DeviceNumbers {
   DeviceNumbers(std::string directory, std::string_view source, unsigned most);
 
   // The number of what is entered by `way`, a remembered or a new one (remembered from now on, if
-  // the way is known). free: whether this daemon can give it the number. ENFILE: all are taken.
+  // the way is known). free: whether this daemon can give it the number. EOVERFLOW: all are taken;
+  // what is_for_now(): the file could not be read.
   Result<unsigned> number_of(const Way& way, const std::function<bool(unsigned)>& free);
-  [[nodiscard]] std::optional<Way> way_of(unsigned number);
+  // ESTALE: no such number. Errors as above.
+  [[nodiscard]] Result<Way> way_of(unsigned number);
 
  private:
   struct Line {
@@ -49,7 +50,8 @@ class DeviceNumbers {
   struct File {
     UniqueFd dir, fd;
   };
-  File open(bool make);
+  // Only errors that are for now.
+  Result<File> open(bool make);
   std::vector<Line> read(int fd) const;
   void remember(const File& file, std::vector<Line> lines, const Line& fresh) const;
 

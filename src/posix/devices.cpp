@@ -55,14 +55,14 @@ void Devices::open_mount(Device& device, int fd) {
   device.handles.store(true);
 }
 
-std::optional<Devices::Way> Devices::remembered(unsigned slot) {
+Result<Devices::Way> Devices::remembered(unsigned slot) {
   constexpr std::int64_t kAskAgainNs = 1'000'000'000;
-  if (slot >= kMost) return std::nullopt;
+  if (slot >= kMost) return errno_code(ESTALE);
   const MutexLock hold{grow_mu_};
   const std::int64_t now = monotonic_ns();
-  if (in_vain_[slot] != 0 && now - in_vain_[slot] < kAskAgainNs) return std::nullopt;
+  if (in_vain_[slot] != 0 && now - in_vain_[slot] < kAskAgainNs) return errno_code(ESTALE);
   auto way = numbers_.way_of(slot);
-  in_vain_[slot] = way ? 0 : now;
+  if (way || !is_for_now(way.error())) in_vain_[slot] = way ? 0 : now;
   return way;
 }
 

@@ -13,7 +13,6 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -38,7 +37,7 @@ class Devices {
   Devices(bool use_handles, DeviceNumbers numbers)
       : use_handles_{use_handles}, numbers_{std::move(numbers)} {}
 
-  // The number of dev, met now at the file `fd` by this way. ENFILE when all numbers are taken.
+  // The number of dev, met now at the file `fd` by this way. EOVERFLOW when all numbers are taken.
   [[nodiscard]] Result<unsigned> slot_of(dev_t dev, int fd, const Way& by = {});
   // The number of a known dev; kMost if it is not known.
   [[nodiscard]] unsigned find(dev_t dev) const noexcept;
@@ -48,8 +47,8 @@ class Devices {
   [[nodiscard]] dev_t dev(unsigned slot) const noexcept {
     return slot < size() ? all_[slot].dev.load() : 0;
   }
-  // Where a file system was entered that had the number in a daemon before.
-  [[nodiscard]] std::optional<Way> remembered(unsigned slot);
+  // Where a file system was entered that had the number in a daemon before. ESTALE: there was none.
+  [[nodiscard]] Result<Way> remembered(unsigned slot);
 
   // For all of these slot was returned by slot_of() or find().
   // Whether files are found by handle, else by descriptor and name.

@@ -31,6 +31,19 @@ std::int64_t telling(std::int64_t birth, std::uint32_t settled) {
   return birth + settled * std::int64_t{1'000'000'000} <= realtime_ns() ? birth : 0;
 }
 
+// What could not be found: it is not there, unless nobody can tell now.
+std::error_code stale(std::error_code error) {
+  return is_for_now(error) ? error : errno_code(ESTALE);
+}
+
+// For the kernel's NFS server, which is who asks for "." and "..". It makes ESTALE of all but
+// ENOMEM (and ETIMEDOUT), upon which a client gives the file up for good; after ENOMEM it asks
+// again. fs/nfsd/nfsfh.c nfsd_set_fh_dentry(); open_by_handle_at(2) does likewise, fs/fhandle.c.
+Result<Entry> for_server(Result<Entry> found) {
+  if (!found && is_for_now(found.error())) return errno_code(ENOMEM);
+  return found;
+}
+
 }  // namespace
 
 Result<InodeTable::Identity> InodeTable::identify(int fd, std::uint64_t parent,
@@ -56,11 +69,13 @@ Result<InodeTable::Identity> InodeTable::identify(int fd, std::uint64_t parent,
   }
   // A file system is entered by a name in a directory of another one.
   const bool crossed = parent != 0 && st->st_dev != devices_.dev(NodeIds::slot_of(parent));
-  const auto slot = devices_.slot_of(
-      st->st_dev, fd, crossed ? Devices::Way{parent, std::string{name}} : Devices::Way{});
+  const auto way = crossed ? Devices::Way{parent, std::string{name}} : Devices::Way{};
+  const auto slot = with_descriptors([&] { return devices_.slot_of(st->st_dev, fd, way); });
+  if (!slot && is_for_now(slot.error())) return slot.error();
   found.slot = slot ? *slot : NodeIds::kDealtSlot;
   found.node = ids_.node_of(found.slot, file_id(*st));
   const auto handle = FileHandle::of(fd);
+  if (!handle && is_for_now(handle.error())) return handle.error();
   if (handle) found.handle = *handle;
   found.generation = generation_of(found.slot, found.handle, fd);
   if (handle && devices_.tells_births(found.slot)) found.birth = telling(birth, options_.settled);
@@ -89,7 +104,8 @@ Result<Entry> InodeTable::adopt_open(int fd, std::uint64_t parent, std::string_v
   if (!found) return found.error();
   if (is_by_handle(*found) && !name.empty()) return enter(*found, UniqueFd{}, parent, name);
   // O_PATH: a second writable descriptor would make the file "text busy" as long as it is kept.
-  auto path = opened(::openat(self_fds(), FdName{fd}.c_str(), O_PATH | O_CLOEXEC));
+  auto path = with_descriptors(
+      [fd] { return opened(::openat(self_fds(), FdName{fd}.c_str(), O_PATH | O_CLOEXEC)); });
   if (!path) return path.error();
   return enter(*found, std::move(*path), parent, name);
 }
@@ -187,8 +203,8 @@ std::optional<Entry> InodeTable::recognise(const Pin& dir, const char* name, std
 }
 
 Result<Entry> InodeTable::lookup(std::uint64_t parent, const char* name, std::uint64_t listed) {
-  if (std::strcmp(name, ".") == 0) return self(parent);
-  if (std::strcmp(name, "..") == 0) return parent_of(parent);
+  if (std::strcmp(name, ".") == 0) return for_server(self(parent));
+  if (std::strcmp(name, "..") == 0) return for_server(parent_of(parent));
   if (std::strchr(name, '/') != nullptr || *name == '\0') return errno_code(EINVAL);
   const auto dir = pin(parent);
   if (!dir) return dir.error();
@@ -268,17 +284,20 @@ Result<void> InodeTable::enter_remembered(unsigned slot) {
   // From one file system into the next; what is written over may lead in circles.
   constexpr int kDeepest = 16;
   static thread_local int depth = 0;
-  const auto way = depth < kDeepest ? devices_.remembered(slot) : std::nullopt;
-  if (!way || !NodeIds::possible(way->parent)) return errno_code(ESTALE);
+  if (depth == kDeepest) return errno_code(ESTALE);
+  const auto way = with_descriptors([&] { return devices_.remembered(slot); });
+  if (!way) return way.error();
+  if (!NodeIds::possible(way->parent)) return errno_code(ESTALE);
   ++depth;
   const auto dir = pin_again(way->parent);
   --depth;
-  if (!dir) return errno_code(ESTALE);
+  if (!dir) return stale(dir.error());
   become_daemon();
   auto fd = open_child((*dir)->fd.get(), way->name.c_str());
-  if (!fd) return errno_code(ESTALE);
+  if (!fd) return stale(fd.error());
   const auto found = identify(fd->get(), way->parent, way->name);
-  return found && found->slot == slot ? Result<void>{} : errno_code(ESTALE);
+  if (!found) return stale(found.error());
+  return found->slot == slot ? Result<void>{} : errno_code(ESTALE);
 }
 
 Result<Entry> InodeTable::unknown_self(std::uint64_t node) {
@@ -290,13 +309,14 @@ Result<Entry> InodeTable::unknown_self(std::uint64_t node) {
   if (!devices_.has_handles(slot)) return errno_code(ESTALE);
   become_daemon();
   const auto mount = mount_of(slot);
-  if (!mount) return errno_code(ESTALE);
+  if (!mount) return stale(mount.error());
   const auto handle = handle_by_ino((*mount)->get(), NodeIds::ino_of(node));
-  auto fd = handle ? handle->open((*mount)->get()) : Result<UniqueFd>{handle.error()};
-  if (!fd) return errno_code(ESTALE);
+  if (!handle) return stale(handle.error());
+  auto fd = with_descriptors([&] { return handle->open((*mount)->get()); });
+  if (!fd) return stale(fd.error());
   const auto found = identify(fd->get(), 0, {});
-  if (!found || found->attr.st_dev != devices_.dev(slot) ||
-      found->attr.st_ino != NodeIds::ino_of(node)) {
+  if (!found) return stale(found.error());
+  if (found->attr.st_dev != devices_.dev(slot) || found->attr.st_ino != NodeIds::ino_of(node)) {
     return errno_code(ESTALE);
   }
   if (S_ISDIR(found->attr.st_mode)) {
@@ -336,7 +356,8 @@ Result<void> InodeTable::check_below_root(int dir) {
 }
 
 Result<UniqueFd> InodeTable::open_parent(int dir) {
-  return opened(::openat(dir, "..", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  return with_descriptors(
+      [dir] { return opened(::openat(dir, "..", O_PATH | O_DIRECTORY | O_CLOEXEC)); });
 }
 
 }  // namespace latchfs::posix

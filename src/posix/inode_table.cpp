@@ -169,11 +169,7 @@ Result<PinPtr> InodeTable::repin(std::uint64_t node) {
   if (slot != Devices::kMost && devices_.has_handles(slot)) {
     const auto mount = mount_of(slot);
     if (!mount) return mount.error();
-    fd = handle.open((*mount)->get());
-    if (!fd && (fd.error() == errno_code(EMFILE) || fd.error() == errno_code(ENFILE))) {
-      shed();
-      fd = handle.open((*mount)->get());
-    }
+    fd = with_descriptors([&] { return handle.open((*mount)->get()); });
   } else {
     fd = open_by_name(node, id);
   }
@@ -190,10 +186,7 @@ Result<PinPtr> InodeTable::repin(std::uint64_t node) {
 }
 
 Result<UniqueFd> InodeTable::open_child(int dir, const char* name) {
-  auto fd = mount_points_.open_child(dir, name);
-  if (fd || (fd.error() != errno_code(EMFILE) && fd.error() != errno_code(ENFILE))) return fd;
-  shed();
-  return mount_points_.open_child(dir, name);
+  return with_descriptors([&] { return mount_points_.open_child(dir, name); });
 }
 
 // Up to the nearest ancestor that has a descriptor, then down again by name. No recursion: trees
@@ -212,7 +205,8 @@ Result<Devices::MountPtr> InodeTable::mount_of(unsigned slot) {
   const auto st = stat_of(fd->get());
   if (!st) return st.error();
   if (st->st_dev != devices_.dev(slot)) return errno_code(ESTALE);
-  if (const auto opened = devices_.slot_of(st->st_dev, fd->get()); !opened) return opened.error();
+  const auto opened = with_descriptors([&] { return devices_.slot_of(st->st_dev, fd->get()); });
+  if (!opened) return opened.error();
   if (auto mount = devices_.mount(slot)) return mount;
   return errno_code(ESTALE);
 }

@@ -87,8 +87,8 @@ class InodeTable {
   Result<PinPtr> pin(std::uint64_t node);
 
   // One step down, as the daemon; takes a reference. "." and ".." go by node, known to the table or
-  // not, for NFS handles (Documentation/filesystems/fuse: EXPORT_SUPPORT). EINVAL for a name with
-  // a slash.
+  // not, for NFS handles (Documentation/filesystems/fuse: EXPORT_SUPPORT): ENOMEM if that cannot be
+  // told now, for lack of descriptors or memory. EINVAL for a name with a slash.
   //
   // listed: the inode number that the directory was just read with, where the answer is for a
   // listing. A file that is known by that number, by its handle and by its time of birth is then
@@ -264,6 +264,16 @@ class InodeTable {
   Result<void> check_below_root(int dir);
   Result<UniqueFd> open_parent(int dir);
   void shed() noexcept;
+  // What needs descriptors; once more, with fewer cached, if there were none.
+  template <class Fn>
+  auto with_descriptors(Fn&& fn) -> decltype(fn()) {
+    auto done = fn();
+    if (done || (done.error() != errno_code(EMFILE) && done.error() != errno_code(ENFILE))) {
+      return done;
+    }
+    shed();
+    return fn();
+  }
   // Takes from the list what was not used for so long; false: there is more than that.
   using Gone = std::array<Taken, 32>;
   bool take_idle_locked(Shard& shard, List& list, std::uint32_t ticks, Gone& gone) noexcept

@@ -91,7 +91,7 @@ Result<UniqueFd> MountPoints::open_covered(int dir, const char* name) const {
   if (const auto mount = slot ? devices_.mount(*slot) : nullptr) {
     const auto handle = handle_by_ino((*mount).get(), listed_ino(dir, name));
     auto fd = handle ? handle->open(mount->get()) : Result<UniqueFd>{handle.error()};
-    if (fd) return fd;
+    if (fd || is_for_now(fd.error())) return fd;
   }
   // Else only our own, if it is in this directory.
   if (covered_) {

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <charconv>
 #include <cstring>
 
@@ -37,6 +38,11 @@ Result<struct stat> stat_of(int fd) {
   struct stat st {};
   if (::fstatat(fd, "", &st, AT_EMPTY_PATH) < 0) return last_errno();
   return st;
+}
+
+bool is_for_now(std::error_code error) noexcept {
+  constexpr std::array<int, 5> kForNow{EMFILE, ENFILE, ENOMEM, EINTR, EAGAIN};
+  return std::find(kForNow.begin(), kForNow.end(), error.value()) != kForNow.end();
 }
 
 bool has_set_id(int fd) noexcept {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <system_error>
 
 #include "base/unique_fd.h"
 #include "latchfs/result.h"
@@ -28,6 +29,10 @@ namespace latchfs::posix {
   if (fd < 0) return last_errno();
   return UniqueFd{fd};
 }
+
+// Whether it says that something cannot be had just now (descriptors, memory), and nothing of what
+// was asked for.
+[[nodiscard]] bool is_for_now(std::error_code error) noexcept;
 
 // fstat that also takes O_PATH descriptors.
 [[nodiscard]] Result<struct stat> stat_of(int fd);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -72,14 +73,19 @@ Handle handle_at(const std::string& path) {
   return handle;
 }
 
-UniqueFd open_handle(const std::string& mount, const Handle& handle, int flags = O_PATH) {
-  const UniqueFd at{::open(mount.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+// at: the mount, open.
+UniqueFd open_handle_at(int at, const Handle& handle, int flags = O_PATH) {
   Buffer buffer;
   buffer.get()->handle_type = handle.type;
   buffer.get()->handle_bytes = static_cast<unsigned>(handle.words.size() * 4);
   std::memcpy(buffer.bytes(), handle.words.data(), handle.words.size() * 4);
-  const int fd = ::open_by_handle_at(at.get(), buffer.get(), flags | O_CLOEXEC | O_NOFOLLOW);
+  const int fd = ::open_by_handle_at(at, buffer.get(), flags | O_CLOEXEC | O_NOFOLLOW);
   return UniqueFd{fd};
+}
+
+UniqueFd open_handle(const std::string& mount, const Handle& handle, int flags = O_PATH) {
+  const UniqueFd at{::open(mount.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  return open_handle_at(at.get(), handle, flags);
 }
 
 int errno_of_open(const std::string& mount, const Handle& handle) {
@@ -280,6 +286,29 @@ TEST_P(Handles, OfRemovedFilesAreStale) {
   restart();
   EXPECT_EQ(error(before[3]), ESTALE);
   EXPECT_EQ(error(before[4]), ESTALE);
+}
+
+// ENOMEM is what an NFS client asks again after; ESTALE would be for good.
+TEST_P(Handles, AreNotStaleForWantOfDescriptors) {
+  make_tree();
+  const auto before = handles();
+  const UniqueFd mount{::open(fixture_->mount().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  rlimit many{};
+  ASSERT_EQ(::prlimit(fixture_->daemon(), RLIMIT_NOFILE, nullptr, &many), 0);
+  const rlimit none{3, many.rlim_max};  // all of which are in use
+  for (const std::size_t i : {3, 1}) {
+    EXPECT_TRUE(locktest::poll_until([&] {
+      forget_everything();
+      EXPECT_EQ(::prlimit(fixture_->daemon(), RLIMIT_NOFILE, &none, nullptr), 0);
+      errno = 0;
+      const bool opened{open_handle_at(mount.get(), before[i])};  // it is known yet
+      const int err = errno;
+      EXPECT_EQ(::prlimit(fixture_->daemon(), RLIMIT_NOFILE, &many, nullptr), 0);
+      EXPECT_TRUE(opened || err == ENOMEM) << tree_[i] << ": " << std::strerror(err);
+      return !opened;
+    })) << tree_[i];
+  }
+  expect_same(before);
 }
 
 // The number of a removed file is soon another's (but on btrfs, which never gives one out twice).
