@@ -73,7 +73,7 @@ Result<InodeTable::Identity> InodeTable::identify(int fd, std::uint64_t parent,
   const auto slot = with_descriptors([&] { return devices_.slot_of(st->st_dev, fd, way); });
   if (!slot && is_for_now(slot.error())) return slot.error();
   found.slot = slot ? *slot : NodeIds::kDealtSlot;
-  found.node = ids_.node_of(found.slot, file_id(*st));
+  if (NodeIds::fits(found.slot, st->st_ino)) found.node = ids_.node_of(found.slot, file_id(*st));
   const auto handle = FileHandle::of(fd);
   if (!handle && is_for_now(handle.error())) return handle.error();
   if (handle) found.handle = *handle;
@@ -114,8 +114,7 @@ bool InodeTable::is_by_handle(const Identity& found) const noexcept {
   return found.slot != NodeIds::kDealtSlot && devices_.has_handles(found.slot);
 }
 
-Entry InodeTable::enter(const Identity& found, UniqueFd fd, std::uint64_t parent,
-                        std::string_view name) {
+Entry InodeTable::enter(Identity found, UniqueFd fd, std::uint64_t parent, std::string_view name) {
   Entry entry{found.node, found.generation, file_id(found.attr), found.attr};
   show(entry.attr);
   if (found.node == NodeIds::kRoot) return entry;
@@ -124,14 +123,31 @@ Entry InodeTable::enter(const Identity& found, UniqueFd fd, std::uint64_t parent
   if (by_handle && found.slot != 0 && parent != 0 && NodeIds::slot_of(parent) != found.slot) {
     devices_.entered(found.slot, parent, name);
   }
-  const mode_t type = found.attr.st_mode & S_IFMT;
   PinPtr pin;
-  if (fd) pin = std::make_shared<const Pin>(Pin{std::move(fd), entry.id, type});
+  if (fd) {
+    const mode_t type = found.attr.st_mode & S_IFMT;
+    pin = std::make_shared<const Pin>(Pin{std::move(fd), entry.id, type});
+  }
   auto hint = by_handle ? nullptr : std::make_unique<Name>(Name{parent, std::string{name}});
+  if (found.node != 0) {
+    enter_as(found, entry.id, std::move(pin), std::move(hint));
+    return entry;
+  }
+  do {
+    found.node = entry.node = ids_.node_of(found.slot, entry.id);
+  } while (!enter_as(found, entry.id, std::move(pin), std::move(hint)));
+  return entry;
+}
+
+bool InodeTable::enter_as(const Identity& found, FileId id, PinPtr&& pin,
+                          std::unique_ptr<Name>&& hint) {
+  const mode_t type = found.attr.st_mode & S_IFMT;
   Taken old;
   Taken victim;
   Shard& shard = shard_of(found.node);
   const MutexLock hold{shard.mu};
+  // Released since it was dealt, and another one dealt: two nodes of one file.
+  if (NodeIds::dealt(found.node) && !ids_.keep(id, found.node)) return false;
   const auto [it, fresh] = shard.inodes.try_emplace(found.node);
   Inode& inode = it->second;
   // The number names a new file now: the kernel tells the old one by its generation.
@@ -140,7 +156,7 @@ Entry InodeTable::enter(const Identity& found, UniqueFd fd, std::uint64_t parent
   if (rebound) old = take_pin_locked(shard, inode);
   if (fresh || rebound) {
     inode.node = found.node;
-    inode.id = entry.id;
+    inode.id = id;
     inode.handle = found.handle;
     inode.generation = found.generation;
     inode.type = type;
@@ -157,7 +173,7 @@ Entry InodeTable::enter(const Identity& found, UniqueFd fd, std::uint64_t parent
   } else if (pin) {
     victim = set_pin_locked(shard, inode, std::move(pin));
   }
-  return entry;
+  return true;
 }
 
 // What a descriptor and a handle would tell, from statx(2) alone. Whatever is not certain is left

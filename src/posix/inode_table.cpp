@@ -264,10 +264,10 @@ void InodeTable::forget(std::uint64_t node, std::uint64_t count) noexcept {
     inode.references -= std::min(inode.references, count);
     if (inode.references != 0) return;
     pin = take_pin_locked(shard, inode);
+    if (NodeIds::dealt(node)) ids_.release(inode.id, node);
     gone = shard.inodes.extract(it);
   }
   wake_janitor();
-  if (NodeIds::dealt(node)) ids_.release(gone.mapped().id);
 }
 
 std::uint64_t InodeTable::known(const struct stat& st) {

@@ -20,7 +20,8 @@
 // blocks, where the kernel thinks of other names that there are no more, or somebody has an O_PATH
 // descriptor, a minute from the last use, or until there is no room on the device (make_room()).
 //
-// Thread-safe. Makes no system call and takes no other lock while a shard's mutex is held.
+// Thread-safe. Makes no system call while a shard's mutex is held, and takes no other lock but, for
+// dealt numbers, that of NodeIds: in the table is only what is the file's number there.
 #pragma once
 
 #include <sys/stat.h>
@@ -239,7 +240,7 @@ class InodeTable {
 
   // Node and identity of an open file.
   struct Identity {
-    std::uint64_t node{};
+    std::uint64_t node{};  // 0: to be dealt
     unsigned slot{};
     FileHandle handle;
     std::uint32_t generation{};
@@ -250,7 +251,9 @@ class InodeTable {
   Result<Identity> identify(int fd, std::uint64_t parent, std::string_view name);
   [[nodiscard]] bool is_by_handle(const Identity& found) const noexcept;
   // Takes a reference. fd: what the node is to be pinned with, if with anything.
-  Entry enter(const Identity& found, UniqueFd fd, std::uint64_t parent, std::string_view name);
+  Entry enter(Identity found, UniqueFd fd, std::uint64_t parent, std::string_view name);
+  // The same; nothing was done if false: the dealt number is the file's no more.
+  bool enter_as(const Identity& found, FileId id, PinPtr&& pin, std::unique_ptr<Name>&& hint);
   // What lookup() answers if it is certain that it is a file that is known; takes a reference.
   std::optional<Entry> recognise(const Pin& dir, const char* name, std::uint64_t ino);
   Result<PinPtr> repin(std::uint64_t node);

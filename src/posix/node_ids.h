@@ -48,8 +48,11 @@ class NodeIds {
     return deal(id);
   }
 
-  // A dealt number is not used any more. It is not dealt again.
-  void release(FileId id);
+  // A dealt number is not used any more. It is not dealt again. Nothing if it is not the file's.
+  void release(FileId id, std::uint64_t node);
+  // A dealt number is used: if it was released meanwhile, it is the file's again. False: another
+  // one is.
+  [[nodiscard]] bool keep(FileId id, std::uint64_t node);
 
  private:
   struct Hash {

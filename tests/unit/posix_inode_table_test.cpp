@@ -361,16 +361,52 @@ TEST_P(InodeTableTest, CrossesIntoOtherFileSystems) {
   EXPECT_EQ(::umount2(at("m").c_str(), MNT_DETACH), 0);
 }
 
+struct Unmounted {
+  ~Unmounted() {
+    // Beginning with those on top; for one that went in order: EINVAL.
+    for (const auto& path : paths) ::umount2(path.c_str(), MNT_DETACH);
+  }
+  std::vector<std::string> paths;
+};
+
+// The root of a tmpfs has the inode number 1, and that node is the mount's root.
+TEST_P(InodeTableTest, AFileHasOneDealtNumberAsLongAsAnybodyKnowsIt) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root to mount";
+  make_dir("t");
+  const Unmounted at_last{{at("t/source/m"), at("t")}};
+  ASSERT_EQ(::mount("tmpfs", at("t").c_str(), "tmpfs", 0, "size=1m"), 0);
+  make_dir("t/source");
+  make_dir("t/source/m");
+  ASSERT_EQ(::mount(at("t").c_str(), at("t/source/m").c_str(), nullptr, MS_BIND, nullptr), 0);
+  const auto made = InodeTable::create(path_fd("t/source"), {by_handle(), 512});
+  ASSERT_TRUE(made);
+  InodeTable& inodes = **made;
+  const auto m = inodes.lookup(1, "m");
+  ASSERT_TRUE(m);
+  ASSERT_TRUE(NodeIds::dealt(m->node)) << m->id.ino;
+  inodes.forget(m->node, 1);
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 2000; ++i) {
+        const auto one = inodes.lookup(1, "m");
+        const auto other = inodes.lookup(1, "m");
+        if (!one || !other || one->node != other->node) ++wrong;
+        if (one) inodes.forget(one->node, 1);
+        if (other) inodes.forget(other->node, 1);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+  EXPECT_EQ(inodes.counts().inodes, 0u);
+}
+
 // A nested file system is not kept mounted by having been visited, nor lost by not being kept.
 TEST_P(InodeTableTest, NestedFileSystemsCanBeUnmountedAfterAWhile) {
   if (!by_handle()) GTEST_SKIP() << "by name, nodes hold their descriptors until forgotten";
-  struct AllGone {
-    ~AllGone() {
-      // Beginning with those on top; for one that went in order: EINVAL.
-      for (const auto& path : paths) ::umount2(path.c_str(), MNT_DETACH);
-    }
-    std::vector<std::string> paths;
-  } gone{{at("elsewhere/deep"), at("elsewhere"), at("m/deep"), at("m")}};
+  const Unmounted at_last{{at("elsewhere/deep"), at("elsewhere"), at("m/deep"), at("m")}};
   const auto bind = [&](const char* from, const char* to) {
     return ::mount(at(from).c_str(), at(to).c_str(), nullptr, MS_BIND, nullptr);
   };

@@ -53,8 +53,26 @@ TEST(NodeIds, AreNotDealtAgainAfterRelease) {
   NodeIds ids;
   const FileId huge{9, ~std::uint64_t{0}};
   const std::uint64_t before = ids.node_of(0, huge);
-  ids.release(huge);
-  EXPECT_NE(ids.node_of(0, huge), before);
+  ids.release(huge, before);
+  const std::uint64_t now = ids.node_of(0, huge);
+  EXPECT_NE(now, before);
+  ids.release(huge, before);  // is another's by now
+  EXPECT_EQ(ids.node_of(0, huge), now);
+}
+
+// Who was dealt it before its release, and uses it after.
+TEST(NodeIds, AreKeptByWhoComesFirst) {
+  NodeIds ids;
+  const FileId huge{9, ~std::uint64_t{0}};
+  const std::uint64_t a = ids.node_of(0, huge);
+  EXPECT_TRUE(ids.keep(huge, a));
+  ids.release(huge, a);
+  EXPECT_TRUE(ids.keep(huge, a));
+  EXPECT_EQ(ids.node_of(0, huge), a);
+  ids.release(huge, a);
+  const std::uint64_t b = ids.node_of(0, huge);
+  EXPECT_FALSE(ids.keep(huge, a));
+  EXPECT_TRUE(ids.keep(huge, b));
 }
 
 TEST(FileHandle, HashIsNeverZeroAndTellsFilesApart) {
