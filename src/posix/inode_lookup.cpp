@@ -300,13 +300,18 @@ Result<void> InodeTable::enter_remembered(unsigned slot) {
   // From one file system into the next; what is written over may lead in circles.
   constexpr int kDeepest = 16;
   static thread_local int depth = 0;
+  struct Deeper {
+    Deeper() { ++depth; }
+    ~Deeper() { --depth; }
+    Deeper(const Deeper&) = delete;
+    Deeper& operator=(const Deeper&) = delete;
+  };
   if (depth == kDeepest) return errno_code(ESTALE);
+  const Deeper deeper;
   const auto way = with_descriptors([&] { return devices_.remembered(slot); });
   if (!way) return way.error();
   if (!NodeIds::possible(way->parent)) return errno_code(ESTALE);
-  ++depth;
   const auto dir = pin_again(way->parent);
-  --depth;
   if (!dir) return stale(dir.error());
   become_daemon();
   auto fd = open_child((*dir)->fd.get(), way->name.c_str());
