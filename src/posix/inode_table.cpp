@@ -348,10 +348,12 @@ void InodeTable::shed() noexcept {
 bool InodeTable::take_idle_locked(Shard& shard, List& list, std::uint32_t ticks,
                                   Gone& gone) noexcept {
   const std::uint32_t now = tick_.load(std::memory_order_relaxed);
+  Inode* at = list.oldest;
   for (Taken& pin : gone) {
-    Inode* const inode = list.oldest;
-    if (inode == nullptr || now - inode->used_at < ticks || inode->name) return true;
-    pin = take_pin_locked(shard, *inode);
+    // Those without handles stay, and are no more than are cached in a shard.
+    while (at != nullptr && at->name) at = at->newer;
+    if (at == nullptr || now - at->used_at < ticks) return true;
+    pin = take_pin_locked(shard, *std::exchange(at, at->newer));
   }
   return false;
 }
