@@ -13,15 +13,17 @@ namespace {
 constexpr unsigned kIdleCalls = 2;
 
 // A descriptor that handles on fd's file system can be opened with, if that works there.
-UniqueFd mount_descriptor(int fd) {
+Result<UniqueFd> mount_descriptor(int fd) {
   const auto st = stat_of(fd);
+  if (!st) return st.error();
   // Opening a device or a FIFO has effects; a socket cannot be opened.
-  if (!st || (!S_ISDIR(st->st_mode) && !S_ISREG(st->st_mode))) return UniqueFd{};
-  UniqueFd mount{
-      ::openat(self_fds(), FdName{fd}.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)};
-  if (!mount) return UniqueFd{};
+  if (!S_ISDIR(st->st_mode) && !S_ISREG(st->st_mode)) return errno_code(EOPNOTSUPP);
+  auto mount = opened(
+      ::openat(self_fds(), FdName{fd}.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+  if (!mount) return mount.error();
   const auto handle = FileHandle::of(fd);
-  if (!handle || !handle->open(mount.get())) return UniqueFd{};
+  if (!handle) return handle.error();
+  if (const auto again = handle->open(mount->get()); !again) return again.error();
   return mount;
 }
 
@@ -37,22 +39,25 @@ unsigned Devices::find(dev_t dev) const noexcept {
 }
 
 // Opens outside the mutex: of two that do so at once, one's is closed again.
-void Devices::open_mount(Device& device, int fd) {
-  UniqueFd mount = mount_descriptor(fd);
-  if (!mount) return;
-  const bool births = is_local(mount.get());
+Result<void> Devices::open_mount(Device& device, int fd) {
+  auto mount = mount_descriptor(fd);
+  // (EAGAIN: somebody has a lease on that file. Others will do.)
+  const bool later = is_for_now(mount.error()) && mount.error() != errno_code(EAGAIN);
+  if (!mount) return later ? mount.error() : Result<void>{};
+  const bool births = is_local(mount->get());
   struct statfs fs {};
   const std::uint32_t identity =
-      ::fstatfs(mount.get(), &fs) == 0 ? hash32(&fs.f_fsid, sizeof fs.f_fsid) : 0;
-  auto fresh = std::make_shared<const UniqueFd>(std::move(mount));
+      ::fstatfs(mount->get(), &fs) == 0 ? hash32(&fs.f_fsid, sizeof fs.f_fsid) : 0;
+  auto fresh = std::make_shared<const UniqueFd>(std::move(*mount));
   const MutexLock hold{device.mu};
-  if (device.mount) return;
+  if (device.mount) return {};
   device.mount = std::move(fresh);
   device.idle = 0;
   device.births.store(births);
   device.identity.store(identity);
   device.open.store(true);
   device.handles.store(true);
+  return {};
 }
 
 Result<Devices::Way> Devices::remembered(unsigned slot) {
@@ -79,7 +84,10 @@ Result<unsigned> Devices::slot_of(dev_t dev, int fd, const Way& by) {
       if (!number) return number.error();
       slot = *number;
       entered(slot, by.parent, by.name);
-      if (use_handles_) open_mount(all_[slot], fd);
+      // (Met without handles, it would have none for good.)
+      if (const auto tried = use_handles_ ? open_mount(all_[slot], fd) : Result<void>{}; !tried) {
+        return tried.error();
+      }
       all_[slot].dev.store(dev);
       if (slot >= size()) count_.store(slot + 1, std::memory_order_release);
     }
@@ -87,13 +95,14 @@ Result<unsigned> Devices::slot_of(dev_t dev, int fd, const Way& by) {
   Device& device = all_[slot];
   device.used.store(true, std::memory_order_relaxed);
   if (is_held(slot)) return slot;
-  // Unmounted meanwhile, and the number is another file system's, without handles.
-  if (!FileHandle::of(fd)) {
+  if (const auto handle = FileHandle::of(fd); !handle) {
+    if (is_for_now(handle.error())) return handle.error();
+    // Unmounted meanwhile, and the number is another file system's, without handles.
     device.births.store(false);
     device.handles.store(false);
   }
-  if (has_handles(slot)) open_mount(device, fd);
-  return slot;
+  const auto tried = has_handles(slot) ? open_mount(device, fd) : Result<void>{};
+  return tried ? Result<unsigned>{slot} : tried.error();
 }
 
 Devices::MountPtr Devices::mount(unsigned slot) {

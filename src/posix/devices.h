@@ -37,7 +37,8 @@ class Devices {
   Devices(bool use_handles, DeviceNumbers numbers)
       : use_handles_{use_handles}, numbers_{std::move(numbers)} {}
 
-  // The number of dev, met now at the file `fd` by this way. EOVERFLOW when all numbers are taken.
+  // The number of dev, met now at the file `fd` by this way. EOVERFLOW when all numbers are taken;
+  // what is_for_now(): not met yet.
   [[nodiscard]] Result<unsigned> slot_of(dev_t dev, int fd, const Way& by = {});
   // The number of a known dev; kMost if it is not known.
   [[nodiscard]] unsigned find(dev_t dev) const noexcept;
@@ -90,7 +91,8 @@ class Devices {
     Way way GUARDED_BY(mu);
     unsigned idle GUARDED_BY(mu){};  // calls of close_unused() without use
   };
-  void open_mount(Device& device, int fd);
+  // If that works there. Only errors that are for now.
+  Result<void> open_mount(Device& device, int fd);
 
   const bool use_handles_;
   // A device's mutex may be taken below it. Held over system calls: a file system is met once.

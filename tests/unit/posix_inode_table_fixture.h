@@ -2,16 +2,27 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <sys/mount.h>
 
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "posix/inode_table.h"
 #include "posix/sys.h"
 #include "posix_scratch.h"
 
 namespace latchfs::posix {
+
+// Mounts of a test, at its end.
+struct Unmounted {
+  ~Unmounted() {
+    // Beginning with those on top; for one that went in order: EINVAL.
+    for (const auto& path : paths) ::umount2(path.c_str(), MNT_DETACH);
+  }
+  std::vector<std::string> paths;
+};
 
 // By handle (which needs root), and by descriptor and name.
 class InodeTableTest : public Scratch, public testing::WithParamInterface<bool> {

@@ -1,7 +1,5 @@
 #include <sys/mount.h>
-#include <sys/resource.h>
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -10,14 +8,6 @@
 
 namespace latchfs::posix {
 namespace {
-
-struct Unmounted {
-  ~Unmounted() {
-    // Beginning with those on top; for one that went in order: EINVAL.
-    for (const auto& path : paths) ::umount2(path.c_str(), MNT_DETACH);
-  }
-  std::vector<std::string> paths;
-};
 
 TEST_P(InodeTableTest, FindsWhatIsThere) {
   make_dir("d");
@@ -334,59 +324,6 @@ TEST_P(InodeTableTest, DotFindsForgottenNodesByHandle) {
   EXPECT_EQ(table().lookup(~std::uint64_t{0}, ".").error(), errno_code(ESTALE));
   EXPECT_EQ(table().lookup((std::uint64_t{5} << 52) | 7, ".").error(), errno_code(ESTALE));
   EXPECT_EQ(table().lookup(3999999999, ".").error(), errno_code(ESTALE));
-}
-
-// Nothing can be opened while one of these lives, but what others close meanwhile.
-class NoDescriptors {
- public:
-  NoDescriptors() {
-    EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &before_), 0);
-    const rlimit few{std::min<rlim_t>(before_.rlim_cur, 1024), before_.rlim_max};
-    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
-    for (int fd = 0; fd >= 0;) {
-      fd = ::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0);
-      if (fd >= 0) all_.emplace_back(fd);
-    }
-    EXPECT_EQ(errno, EMFILE);
-  }
-  ~NoDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
-  NoDescriptors(const NoDescriptors&) = delete;
-  NoDescriptors& operator=(const NoDescriptors&) = delete;
-
- private:
-  rlimit before_{};
-  std::vector<UniqueFd> all_;
-};
-
-// A server of NFS that is told ESTALE tells its clients, and they give the file up.
-TEST_P(InodeTableTest, WantOfDescriptorsIsNotTheEndOfAFile) {
-  if (!by_handle()) GTEST_SKIP() << "what is forgotten is gone";
-  make_dir("d");
-  make_file("d/f");
-  make_file("cached");
-  const Entry d = look(1, "d");
-  const Entry f = look(d.node, "f");
-  for (const auto node : {f.node, d.node}) table().forget(node, 1);
-  if (!table().lookup(f.node, ".")) {
-    GTEST_SKIP() << "not on ext4: a forgotten handle cannot be had again";
-  }
-  table().forget(f.node, 1);
-  ASSERT_EQ(table().counts().pins, 0u);
-  {
-    const NoDescriptors none;
-    EXPECT_EQ(table().lookup(f.node, ".").error(), errno_code(ENOMEM));
-    EXPECT_EQ(table().lookup(d.node, ".").error(), errno_code(ENOMEM));
-    EXPECT_EQ(table().lookup(d.node, "..").error(), errno_code(ENOMEM));
-    EXPECT_EQ(table().lookup(1, "d").error(), errno_code(EMFILE));
-  }
-  look(1, "cached");
-  {
-    const NoDescriptors none;
-    EXPECT_EQ(look(f.node, ".").generation, f.generation) << "by the one that was cached";
-    EXPECT_EQ(look(f.node, ".").node, f.node);
-  }
-  EXPECT_EQ(look(d.node, ".").generation, d.generation);
-  EXPECT_EQ(look(d.node, "..").node, 1u);
 }
 
 TEST_P(InodeTableTest, CrossesIntoOtherFileSystems) {
