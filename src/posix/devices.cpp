@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <sys/vfs.h>
 
-#include "base/clock.h"
 #include "posix/file_handle.h"
 #include "posix/sys.h"
 
@@ -60,15 +59,21 @@ Result<void> Devices::open_mount(Device& device, int fd) {
   return {};
 }
 
-Result<Devices::Way> Devices::remembered(unsigned slot) {
+Result<Devices::Way> Devices::remembered(unsigned slot, std::int64_t now) {
   constexpr std::int64_t kAskAgainNs = 1'000'000'000;
   if (slot >= kMost) return errno_code(ESTALE);
   const MutexLock hold{grow_mu_};
-  const std::int64_t now = monotonic_ns();
-  if (in_vain_[slot] != 0 && now - in_vain_[slot] < kAskAgainNs) return errno_code(ESTALE);
+  if (now < not_before_[slot]) return errno_code(ESTALE);
   auto way = numbers_.way_of(slot);
-  if (way || !is_for_now(way.error())) in_vain_[slot] = way ? 0 : now;
+  if (!way && !is_for_now(way.error())) not_before_[slot] = now + kAskAgainNs;
   return way;
+}
+
+void Devices::not_there(unsigned slot, std::int64_t now) {
+  // Short: it may be mounted just now.
+  constexpr std::int64_t kTryAgainNs = 100'000'000;
+  const MutexLock hold{grow_mu_};
+  not_before_[slot] = now + kTryAgainNs;
 }
 
 Result<unsigned> Devices::slot_of(dev_t dev, int fd, const Way& by) {

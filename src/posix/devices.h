@@ -48,8 +48,11 @@ class Devices {
   [[nodiscard]] dev_t dev(unsigned slot) const noexcept {
     return slot < size() ? all_[slot].dev.load() : 0;
   }
-  // Where a file system was entered that had the number in a daemon before. ESTALE: there was none.
-  [[nodiscard]] Result<Way> remembered(unsigned slot);
+  // Where a file system was entered that had the number in a daemon before. ESTALE: there was none,
+  // or so it was said less than a second ago; or it is not_there(). now: CLOCK_MONOTONIC.
+  [[nodiscard]] Result<Way> remembered(unsigned slot, std::int64_t now);
+  // What was remembered of it leads nowhere: for a tenth of a second nobody need try.
+  void not_there(unsigned slot, std::int64_t now);
 
   // For all of these slot was returned by slot_of() or find().
   // Whether files are found by handle, else by descriptor and name.
@@ -98,9 +101,9 @@ class Devices {
   // A device's mutex may be taken below it. Held over system calls: a file system is met once.
   Mutex grow_mu_;
   DeviceNumbers numbers_ GUARDED_BY(grow_mu_);
-  // When a number was last asked for in vain (CLOCK_MONOTONIC ns): whoever makes handles up would
-  // have the file read each time.
-  std::array<std::int64_t, kMost> in_vain_ GUARDED_BY(grow_mu_){};
+  // When a number may be asked for again (CLOCK_MONOTONIC ns): whoever makes handles up, or has
+  // those of what is not mounted, would have the file read each time.
+  std::array<std::int64_t, kMost> not_before_ GUARDED_BY(grow_mu_){};
   // Once it is not 0, dev never changes.
   std::array<Device, kMost> all_;
   std::atomic<unsigned> count_{0};

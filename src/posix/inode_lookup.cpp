@@ -308,17 +308,24 @@ Result<void> InodeTable::enter_remembered(unsigned slot) {
   };
   if (depth == kDeepest) return errno_code(ESTALE);
   const Deeper deeper;
-  const auto way = with_descriptors([&] { return devices_.remembered(slot); });
+  const auto way = with_descriptors([&] { return devices_.remembered(slot, monotonic_ns()); });
   if (!way) return way.error();
-  if (!NodeIds::possible(way->parent)) return errno_code(ESTALE);
-  const auto dir = pin_again(way->parent);
-  if (!dir) return stale(dir.error());
+  const auto met = meet(*way);
+  if (met && *met == slot) return {};
+  if (met || !is_for_now(met.error())) devices_.not_there(slot, monotonic_ns());
+  return met ? errno_code(ESTALE) : stale(met.error());
+}
+
+Result<unsigned> InodeTable::meet(const Devices::Way& way) {
+  if (!NodeIds::possible(way.parent)) return errno_code(ESTALE);
+  const auto dir = pin_again(way.parent);
+  if (!dir) return dir.error();
   become_daemon();
-  auto fd = open_child((*dir)->fd.get(), way->name.c_str());
-  if (!fd) return stale(fd.error());
-  const auto found = identify(fd->get(), way->parent, way->name);
-  if (!found) return stale(found.error());
-  return found->slot == slot ? Result<void>{} : errno_code(ESTALE);
+  auto fd = open_child((*dir)->fd.get(), way.name.c_str());
+  if (!fd) return fd.error();
+  const auto found = identify(fd->get(), way.parent, way.name);
+  if (!found) return found.error();
+  return found->slot;
 }
 
 Result<Entry> InodeTable::unknown_self(std::uint64_t node) {

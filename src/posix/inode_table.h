@@ -237,6 +237,8 @@ class InodeTable {
   Result<PinPtr> pin_again(std::uint64_t node);
   // Enters the file system that had the number in a daemon before. ESTALE: it is not there.
   Result<void> enter_remembered(unsigned slot);
+  // The number of the file system that is there now.
+  Result<unsigned> meet(const Devices::Way& way);
 
   // Node and identity of an open file.
   struct Identity {

@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "posix/device_numbers.h"
+#include "posix/devices.h"
 #include "posix_scratch.h"
 
 namespace latchfs::posix {
@@ -143,6 +144,27 @@ TEST_F(DeviceNumbersTest, SurviveWhateverIsInTheFile) {
     EXPECT_GE(*number, 1u);
     EXPECT_LT(*number, 511u);
   }
+}
+
+// Whoever has handles of what is not mounted, or makes them up, is not worth a look each time.
+TEST_F(DeviceNumbersTest, AreNotAskedForAllTheTime) {
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  EXPECT_EQ(*numbers().number_of({7, "x"}, but({})), 1u);
+  Devices devices{false, numbers()};
+  const auto error = [&](unsigned slot, std::int64_t now) {
+    return devices.remembered(slot, now).error();
+  };
+  EXPECT_EQ(error(2, kSecond), errno_code(ESTALE));
+  EXPECT_EQ(*numbers().number_of({8, "y"}, but({})), 2u);
+  EXPECT_EQ(error(2, 2 * kSecond - 1), errno_code(ESTALE));
+  EXPECT_EQ(devices.remembered(2, 2 * kSecond)->name, "y");
+
+  EXPECT_EQ(devices.remembered(1, kSecond)->name, "x");
+  EXPECT_EQ(devices.remembered(1, kSecond)->name, "x");
+  devices.not_there(1, kSecond);
+  EXPECT_EQ(error(1, kSecond), errno_code(ESTALE));
+  EXPECT_EQ(devices.remembered(1, 2 * kSecond)->name, "x");
+  EXPECT_EQ(error(Devices::kMost, kSecond), errno_code(ESTALE));
 }
 
 }  // namespace
