@@ -11,6 +11,7 @@
 #include "fuse/ops.h"
 #include "posix/credentials.h"
 #include "posix/file_io.h"
+#include "posix/nfsd_clients.h"
 #include "posix/sys.h"
 
 namespace latchfs::fuse {
@@ -23,6 +24,21 @@ Result<OpenFilePtr> find_file(FileSystem& fs, const fuse_file_info* info) {
   OpenFilePtr file = fs.files.find(info->fh);
   if (!file) return errno_code(EBADF);
   return file;
+}
+
+// Whether a READ that fills the kernel's page cache may be answered. Of files that are passed
+// through only sendfile(2) and splice(2) from what is open for writing too use that cache:
+// mappings, and who only reads, go to the backing file. Nobody tells the kernel that those pages
+// are stale. EINVAL is what makes programs read(2) instead.
+//
+// The kernel's NFS server does not: it splices what a client of NFSv4 has open for reading and
+// writing, and EINVAL is the client's error (fs/nfsd/nfs4xdr.c nfsd4_encode_read()). A client asks
+// for attributes before it believes its own cache, and with those the kernel drops the pages of a
+// file that changed (FUSE_AUTO_INVAL_DATA), as where nothing is passed through.
+bool may_fill_pages(fuse_req_t req, const OpenFile& file) {
+  if (file.backing.id() == 0) return true;
+  posix::become_daemon();
+  return posix::NfsdClients::is_server_thread(caller_of(req).pid);
 }
 
 // What the lock edge is asked. Precondition: size > 0.
@@ -120,10 +136,8 @@ void op_read(fuse_req_t req, fuse_ino_t node, size_t size, off_t offset,
     if (control::is_control(node)) return control_ops::read(fs, reply, info->fh, size, offset);
     const auto file = find_file(fs, info);
     if (!file) return file.error();
-    // The kernel fills its page cache for sendfile(2) and splice(2), which are the only ones to use
-    // it: mappings, and who only reads, go to the backing file. So nobody would ever tell it that
-    // those pages are stale. EINVAL is what makes programs read(2) instead.
-    if ((*file)->backing.id() != 0 && !transport::Channel::request().lock_owner) {
+    // Only who fills pages names no lock owner.
+    if (!transport::Channel::request().lock_owner && !may_fill_pages(req, **file)) {
       return errno_code(EINVAL);
     }
     if (size == 0) {
