@@ -209,7 +209,9 @@ Result<void> fill_mirror(FileSystem& fs, OpenDir& dir, std::size_t size, off_t o
     const bool dots = name == "." || name == "..";
     // What the tree shadows in the mount it shadows here.
     if (!fs.is_control_name(control::mirrored_node(dir.node), name)) {
-      const std::uint64_t ino = dots ? dir.node : fs.inodes->shown_ino(dir.dev, (*item)->ino);
+      constexpr std::uint64_t kBoth = control::kControlBit | control::kMirrorBit;
+      const std::uint64_t ino =
+          dots ? dir.node : kBoth | fs.inodes->shown_ino(dir.dev, (*item)->ino);
       const mode_t type = (*item)->type == DT_DIR       ? S_IFDIR
                           : (*item)->type == DT_UNKNOWN ? 0
                                                         : S_IFREG;

@@ -473,5 +473,25 @@ TEST_F(FsRights, OpenDirectoriesBelowFilesCostTheDaemonNoCopies) {
             std::strerror(EACCES));
 }
 
+// Who reads a directory and then its files, to know them again: find(1), rsync.
+TEST_F(FsRights, EntriesBelowFilesHaveTheNumbersOfTheirFiles) {
+  const MountFixture fixture;
+  const std::string control = fixture.mount() + "/.locks/files";
+  ASSERT_EQ(mkdir((fixture.source() + "/dir").c_str(), 0755), 0);
+  make(fixture.source() + "/file", "text", 0644);
+  const std::unique_ptr<DIR, int (*)(DIR*)> root{opendir(control.c_str()), closedir};
+  ASSERT_TRUE(root);
+  int seen = 0;
+  while (const dirent* d = readdir(root.get())) {
+    const std::string name = d->d_name;
+    if (name == "..") continue;
+    struct stat st {};
+    ASSERT_EQ(lstat((control + "/" + name).c_str(), &st), 0) << name;
+    EXPECT_EQ(d->d_ino, st.st_ino) << name;
+    ++seen;
+  }
+  EXPECT_EQ(seen, 3);
+}
+
 }  // namespace
 }  // namespace latchfs::fsdiff
