@@ -7,7 +7,8 @@
 //
 // Text, a line each: NUMBER PARENT NAME-IN-HEX. Read and appended to under flock(2): several mounts
 // of one SOURCE agree. Lines that make no sense are nothing; of two of one number the later counts.
-// At most 510 are kept: the oldest gives way. A file of many times that is written anew beside it
+// At most 510 are kept: the oldest gives way that this daemon has not given to a device, which it
+// keeps (docs/design.md). A file of many times that is written anew beside it
 // and renamed, so that a death or a full disk loses nothing. Not thread-safe; makes system calls.
 #pragma once
 
