@@ -222,6 +222,7 @@ LockDesk::Figures LockDesk::figures() {
   out.files = by_handle_.size();
   for (const auto& [handle, file] : by_handle_) out.held += file->interest != 0 ? 1 : 0;
   out.waiting = blocks_.size();
+  out.untold = untold_;
   return out;
 }
 

@@ -104,6 +104,7 @@ class LockDesk {
     std::size_t files{};    // open, held or not
     std::size_t held{};     // of them with locks, waits or shares
     std::size_t waiting{};  // and those whose grant is not acknowledged
+    std::size_t untold{};   // of them, those for whose call there was no place
   };
   [[nodiscard]] Figures figures() EXCLUDES(mu_);
 
@@ -132,6 +133,7 @@ class LockDesk {
     unsigned unanswered{};
     // What the owner held of the range, apart from what the wait brought: stays when that goes.
     HeldRanges before;
+    bool untold{};  // LockDesk::mu_: there was no place for its call; then it is in blocks_
   };
   using BlockPtr = std::shared_ptr<Block>;
 
@@ -220,6 +222,8 @@ class LockDesk {
   void watch_ends() noexcept;
   void wait_ended(const Waits::Event& event) EXCLUDES(mu_);
   BlockPtr find_block(WaiterToken token) EXCLUDES(mu_);
+  // (What is to be called holds the token only: a block that is over, and its file, are kept by
+  // nothing.)
   void deliver_at(std::int64_t at_ns, const BlockPtr& block) EXCLUDES(mu_);
   // Those for whom there was no place among the calls.
   void tell_untold() EXCLUDES(mu_);
@@ -242,11 +246,11 @@ class LockDesk {
   Mutex mu_;
   std::map<NfsHandle, FilePtr> by_handle_ GUARDED_BY(mu_);
   std::unordered_map<std::uint64_t, BlockPtr> blocks_ GUARDED_BY(mu_);  // by token
-  std::vector<BlockPtr> untold_ GUARDED_BY(mu_);
-  std::optional<NfsHandle> compared_ GUARDED_BY(mu_);  // the last one of this turn
-  std::int64_t compare_at_ GUARDED_BY(mu_){0};         // the next turn
-  std::size_t idle_limit_ GUARDED_BY(mu_);             // of by_handle_: look for idle ones beyond
-  std::atomic<bool> debts_{false};                     // some Holding::owed is not empty
+  std::size_t untold_ GUARDED_BY(mu_){0};                               // of them
+  std::optional<NfsHandle> compared_ GUARDED_BY(mu_);                   // the last one of this turn
+  std::int64_t compare_at_ GUARDED_BY(mu_){0};                          // the next turn
+  std::size_t idle_limit_ GUARDED_BY(mu_);  // of by_handle_: look for idle ones beyond
+  std::atomic<bool> debts_{false};          // some Holding::owed is not empty
   std::thread ends_;
 };
 

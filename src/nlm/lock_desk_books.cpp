@@ -1,5 +1,6 @@
 // Who holds what and who waits, as the desk has it beside the lock table.
 #include <algorithm>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -199,6 +200,7 @@ void LockDesk::remove_locked(File& file, const BlockPtr& block) noexcept {
   --block->host->interest;
   --file.interest;
   const MutexLock hold{mu_};
+  if (std::exchange(block->untold, false)) --untold_;
   blocks_.erase(block->token.raw);
 }
 

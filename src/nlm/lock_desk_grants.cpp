@@ -1,6 +1,8 @@
 // What comes of waits: the grant reaches the client, or goes back.
 #include <algorithm>
 #include <cstring>
+#include <new>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -60,26 +62,45 @@ void LockDesk::wait_ended(const Waits::Event& event) {
 }
 
 void LockDesk::deliver_at(std::int64_t at_ns, const BlockPtr& block) {
-  const auto run = [this, block]() noexcept {
+  const auto run = [this, token = block->token]() noexcept {
     try {
-      deliver(block);
+      if (const BlockPtr due = find_block(token)) deliver(due);
     } catch (const std::exception& e) {
       log::error("a grant is not told to its client: {}", e.what());
     }
   };
-  if (outcalls_.at(at_ns, block->host->address, run)) return;
+  bool taken = false;
+  try {
+    taken = outcalls_.at(at_ns, block->host->address, run);
+  } catch (const std::bad_alloc&) {
+    // As if there were no place.
+  }
+  if (taken) return;
   // Too many: of its own, or of all. The lock is his all the same, and he is told a moment later.
   const MutexLock hold{mu_};
-  untold_.push_back(block);
+  if (!blocks_.contains(block->token.raw) || block->untold) return;
+  block->untold = true;
+  ++untold_;
 }
 
 void LockDesk::tell_untold() {
   std::vector<BlockPtr> untold;
   {
     const MutexLock hold{mu_};
-    untold.swap(untold_);
+    if (untold_ == 0) return;
+    untold.reserve(untold_);
+    for (const auto& [token, block] : blocks_) {
+      if (block->untold) untold.push_back(block);
+    }
   }
-  for (const BlockPtr& block : untold) deliver_at(0, block);
+  for (const BlockPtr& block : untold) {
+    {
+      const MutexLock hold{mu_};
+      if (!std::exchange(block->untold, false)) continue;
+      --untold_;
+    }
+    deliver_at(0, block);
+  }
 }
 
 // (Whoever does not know the number cannot say yes in the client's name, nor no.)

@@ -145,6 +145,102 @@ TEST(NlmOutage, AGrantForWhichThereIsNoPlaceIsKeptAndToldLater) {
   others.stop();
 }
 
+// A desk without sockets; who takes the one thread there is for calls to b does not end before
+// `end`.
+class NlmBusyCalls : public ::testing::Test {
+ protected:
+  explicit NlmBusyCalls(std::size_t most_of_one) : grants{{1, 100'000, most_of_one}} {
+    first.exclusive = true;
+    first.what = {"a", "", "1@a", 1, 0, 10};
+    second = first;
+    second.block = true;
+    second.what.caller = "b";
+  }
+  NlmBusyCalls() : NlmBusyCalls{2} {}
+  ~NlmBusyCalls() override {
+    end = true;
+    grants.stop();
+    others.stop();
+  }
+  void SetUp() override {
+    ASSERT_TRUE(grants.at(0, b.address, [&] {
+      begun = true;
+      while (!end) std::this_thread::sleep_for(milliseconds{1});
+    }));
+    ASSERT_TRUE(NlmWorld::await([&] { return begun.load(); }));
+  }
+  static nlm::LockDesk::Options closing_at_once() {
+    nlm::LockDesk::Options out;
+    out.idle_file_ns = 0;
+    return out;
+  }
+  // b waits for what a holds, and a gives it back.
+  void grant_to_b(std::uint64_t node) {
+    first.what.handle = second.what.handle = handle_of(node);
+    ASSERT_EQ(desk.lock(first, a, {}, {}), Status::kGranted);
+    ASSERT_EQ(desk.lock(second, b, {}, {}), Status::kBlocked);
+    ASSERT_EQ(desk.unlock(first, a), Status::kGranted);
+  }
+  bool all_closed() {
+    return NlmWorld::await([&] {
+      desk.let_go();
+      return files.open_files() == 0;
+    });
+  }
+
+  const nlm::Source a{"192.0.2.1", "192.0.2.9", false};
+  const nlm::Source b{"192.0.2.2", "192.0.2.9", false};
+  LockCall first;
+  LockCall second;
+  std::atomic<bool> end{false};
+  std::atomic<bool> begun{false};
+  nlm::Waits waits;
+  std::unique_ptr<LockService> store = make_memory_store(waits);
+  FakeFiles files;
+  FakeOutside outside;
+  nlm::Places places{{}};
+  nlm::Outcalls others{{}};
+  nlm::Outcalls grants;
+  nlm::Monitor monitor{{}, outside, others, places};
+  nlm::Hosts hosts{{}, *store, monitor, others};
+  nlm::LockDesk desk{closing_at_once(), *store, waits, files, hosts, outside, grants};
+};
+
+// A client for whose calls there is no place, and who does not wait for them: what is over is
+// neither told later nor does it keep its file.
+TEST_F(NlmBusyCalls, WhatIsOverWaitsForNoPlace) {
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(grants.at(0, b.address, [] {}));
+  ASSERT_FALSE(grants.at(0, b.address, [] {}));
+  for (std::uint64_t node = 1001; node <= 2000; ++node) {
+    ASSERT_NO_FATAL_FAILURE(grant_to_b(node)) << node;
+    // The grant's word, which comes by a thread of its own.
+    ASSERT_TRUE(NlmWorld::await([&] { return desk.figures().untold != 0; })) << node;
+    ASSERT_EQ(desk.figures().waiting, 1U);
+    ASSERT_EQ(desk.cancel(second, b), Status::kGranted);
+    ASSERT_EQ(desk.figures().untold, 0U) << node;
+    if (node % 100 != 0) continue;
+    ASSERT_TRUE(all_closed()) << files.open_files();
+  }
+  EXPECT_TRUE(outside.calls(nlm::kNlmProgram).empty());
+}
+
+class NlmManyCalls : public NlmBusyCalls {
+ protected:
+  NlmManyCalls() : NlmBusyCalls{100'000} {}
+};
+
+// Nor is it kept by a call that has a place.
+TEST_F(NlmManyCalls, WhatIsOverIsNotKeptByItsCall) {
+  for (std::uint64_t node = 1001; node <= 1100; ++node) {
+    ASSERT_NO_FATAL_FAILURE(grant_to_b(node)) << node;
+    // Asked again, it is granted when the word has come.
+    ASSERT_TRUE(NlmWorld::await([&] { return desk.lock(second, b, {}, {}) == Status::kGranted; }));
+    ASSERT_EQ(desk.unlock(second, b), Status::kGranted);
+  }
+  EXPECT_TRUE(all_closed()) << files.open_files();
+  EXPECT_EQ(desk.figures().untold, 0U);
+}
+
 // Before a client is served, statd has forgotten what it was asked for by the run before, and
 // those to be told are set apart.
 TEST(NlmRestartOrder, StatdForgetsBeforeAnybodyIsServedOrTold) {
