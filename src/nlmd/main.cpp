@@ -100,7 +100,12 @@ std::vector<std::string> netids(const Options& o) {
     (endpoint && endpoint->family() == AF_INET6 ? six : four) = true;
   }
   std::vector<std::string> out;
-  if (four) out = {"udp", "tcp"};
+  if (four) {
+    out = {"udp", "tcp"};
+  } else if (o.statd) {
+    // statd asks for this one, whoever is served, and calls 127.0.0.1, where it alone is heard.
+    out = {"udp"};
+  }
   if (six) out.insert(out.end(), {"udp6", "tcp6"});
   return out;
 }

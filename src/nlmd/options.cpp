@@ -154,8 +154,8 @@ instead of its lock manager. Returns when it answers; SIGTERM ends it.
 
   --export=FSID=MOUNTPOINT   which mount an export's fsid= (exports(5)) is: a
                              number or a UUID; repeatable
-  --listen=ADDRESS           where it listens, numeric (0.0.0.0 and :: for all);
-                             repeatable
+  --listen=ADDRESS           where it listens, numeric; repeatable. 0.0.0.0 is
+                             all of IPv4, :: all of IPv6 and no IPv4
   --port=N                   UDP and TCP port (0: any that is free)
   --allow=NETWORK            who may ask: ADDRESS or ADDRESS/BITS; repeatable (all)
   --register                 take the place of lockd with rpcbind, and give it

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <csignal>
 #include <cstdlib>
@@ -30,12 +31,15 @@ NlmDaemon::NlmDaemon(const std::string& table, const std::string& mountpoint,
                                  "-f",
                                  "--table=" + table,
                                  "--export=1=" + mountpoint,
-                                 "--listen=127.0.0.1",
                                  "--insecure-ports",
                                  "--log=" + place_.path() + "/log",
                                  "--log-level=debug",
                                  "--state-dir=" + place_.path() + "/state"};
   words.insert(words.end(), options.begin(), options.end());
+  if (std::none_of(options.begin(), options.end(),
+                   [](const std::string& one) { return one.starts_with("--listen="); })) {
+    words.emplace_back("--listen=127.0.0.1");
+  }
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);

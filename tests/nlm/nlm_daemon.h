@@ -14,7 +14,7 @@ namespace latchfs::test {
 // Throws std::runtime_error with its log where it does not serve (LATCHFS_NLM_BIN, set by meson).
 class NlmDaemon {
  public:
-  // On 127.0.0.1, any port, without statd and grace unless the options say so.
+  // On 127.0.0.1, any port, without statd and grace unless the options say otherwise.
   NlmDaemon(const std::string& table, const std::string& mountpoint,
             const std::vector<std::string>& options = {"--no-statd", "--grace=0"});
   ~NlmDaemon();

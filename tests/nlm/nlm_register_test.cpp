@@ -248,6 +248,43 @@ TEST(NlmRegister, StatdTellsOfAClientsRestartAndIsToldOfOurs) {
   }));
 }
 
+// statd calls back by 127.0.0.1, whatever clients speak.
+TEST(NlmRegister, StatdFindsItAlsoWhereOnlyIpv6IsServed) {
+  EXPECT_TRUE(in_namespaces([] {
+    start_rpcbind_and_statd();
+    const TempDir place;
+    const MountFixture mount{{"", "", false, {"allow_other"}, true}};
+    const std::string file = mount.mount() + "/file";
+    std::ofstream{file} << "x";
+    need(::chmod(file.c_str(), 0666) == 0, "chmod");
+    NlmDaemon nlm{
+        mount.table(),
+        mount.mount(),
+        {"--register", "--grace=0", "--listen=::1", "--state-dir=" + place.path() + "/state"}};
+    EXPECT_EQ(port_of(nlm::kNlmProgram, 4), nlm.port());
+    EXPECT_EQ(port_of(nlm::kNlmProgram, 4, true), 0) << "no client";
+    nlm::NetOutside outside;
+    for (const bool tcp : {false, true}) {
+      const auto six = outside.port_of({"::1", "", tcp}, nlm::kNlmProgram, 4, kPatience);
+      EXPECT_EQ(six ? *six : 0, nlm.port());
+    }
+    NlmClient c{nlm.port(), {"client", false, "::1", {true, 1000, 1000, {}}, "::1"}};
+    nlm::LockCall call = c.request(1, 0, 0);
+    call.what.handle = nfs_handle(file);
+    EXPECT_EQ(c.lock(call), Status::kGranted);
+    const auto grants = [&] {
+      std::ifstream in{mount.mount() + "/.locks/list"};
+      return nlohmann::json::parse(in)["grants"].size();
+    };
+    EXPECT_EQ(grants(), 1U);
+    EXPECT_TRUE(outside.call({"::1", "", false}, nlm::kStatdProgram, 1, 6,
+                             nlm::encode_notify_call("::1", 7), kPatience));
+    EXPECT_TRUE(NlmWorld::await([&] { return grants() == 0; })) << nlm.log();
+    EXPECT_EQ(nlm.stop(), 0);
+    EXPECT_EQ(port_of(nlm::kNlmProgram, 4), 0);
+  }));
+}
+
 TEST(NlmRegister, WithoutRpcbindItSaysSo) {
   EXPECT_TRUE(in_namespaces([] {
     make_machine();
