@@ -22,6 +22,7 @@ constexpr std::uint32_t kRpcbindProgram = 100000;
 constexpr std::uint32_t kGetPort = 3;  // of version 2; GETADDR of version 3
 constexpr std::int64_t kRememberedNs = 60'000'000'000;
 constexpr std::size_t kMostPorts = 8192;
+constexpr int kMostRecords = 8;  // that come on a connection of one call, and are not its answer
 constexpr std::uint32_t kLastFragment = 0x80000000;
 
 class Deadline {
@@ -98,6 +99,8 @@ Result<std::string> receive_exactly(int fd, std::size_t size, const Deadline& de
   std::string bytes(size, '\0');
   std::size_t have = 0;
   while (have < size) {
+    // Also of who never pauses.
+    if (deadline.left() == 0) return errno_code(ETIMEDOUT);
     const ssize_t n =
         TEMP_FAILURE_RETRY(::recv(fd, bytes.data() + have, size - have, MSG_DONTWAIT));
     if (n > 0) {
@@ -234,7 +237,7 @@ Result<std::string> call_at(const Endpoint& endpoint, const std::string& local, 
   if (!tcp) return exchange_datagrams(fd->get(), message, xid, deadline, patience, unanswered);
   if (auto sent = send_all(fd->get(), framed(message), deadline); !sent) return sent.error();
   ++unanswered;  // (of less than the whole nothing is done)
-  for (;;) {
+  for (int records = 0; records < kMostRecords; ++records) {
     const auto record = receive_record(fd->get(), deadline);
     if (!record) return record.error();
     if (auto results = results_of(*record, xid)) {
@@ -242,6 +245,7 @@ Result<std::string> call_at(const Endpoint& endpoint, const std::string& local, 
       return *results;
     }
   }
+  return errno_code(EPROTO);
 }
 
 Result<std::uint16_t> NetOutside::port_of(const Where& where, std::uint32_t program,

@@ -1,6 +1,7 @@
 // What does not answer, or asks too much, holds up itself alone: statd, a mount, a client. And who
 // may ask at all.
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <rpc/rpc.h>
 #include <unistd.h>
 
@@ -9,6 +10,7 @@
 #include <thread>
 
 #include "base/clock.h"
+#include "nlm/net_outside.h"
 #include "nlm_world.h"
 #include "store/memory/memory_store.h"
 #include "support/mount_fixture.h"
@@ -239,6 +241,30 @@ TEST_F(NlmManyCalls, WhatIsOverIsNotKeptByItsCall) {
   }
   EXPECT_TRUE(all_closed()) << files.open_files();
   EXPECT_EQ(desk.figures().untold, 0U);
+}
+
+// Who sends records without end, none of them the answer, is not listened to for ever.
+TEST(NlmOutage, WhoSendsNoiseIsNotHeardForEver) {
+  UniqueFd listener{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  const auto any = nlm::Endpoint::parse("127.0.0.1", 0);
+  ASSERT_TRUE(any);
+  ASSERT_EQ(::bind(listener.get(), any->data(), any->size()), 0);
+  ASSERT_EQ(::listen(listener.get(), 1), 0);
+  sockaddr_in bound{};
+  socklen_t size = sizeof bound;
+  ASSERT_EQ(::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&bound), &size), 0);
+  std::thread peer{[&] {
+    const UniqueFd connection{::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC)};
+    const std::string empty{"\x80\0\0\0", 4};
+    while (::send(connection.get(), empty.data(), empty.size(), MSG_NOSIGNAL) == 4) {
+    }
+  }};
+  unsigned unanswered = 0;
+  const auto said = nlm::call_at(*nlm::Endpoint::parse("127.0.0.1", ntohs(bound.sin_port)), "",
+                                 true, 100021, 4, 5, "", milliseconds{600'000}, unanswered);
+  EXPECT_EQ(said.error(), errno_code(EPROTO));
+  EXPECT_EQ(unanswered, 1U) << "it may have been heard";
+  peer.join();
 }
 
 // Before a client is served, statd has forgotten what it was asked for by the run before, and
