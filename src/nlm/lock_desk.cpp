@@ -226,6 +226,12 @@ LockDesk::Figures LockDesk::figures() {
   return out;
 }
 
+LockDesk::Asker LockDesk::asker_of(const std::string& caller, const Source& from) {
+  HostPtr host = hosts_.find(caller, from.address);
+  const std::uint64_t epoch = host ? host->epoch.load() : 0;
+  return {std::move(host), epoch};
+}
+
 LockRequest LockDesk::request_for(const File& file, const LockCall& call, const Source& from,
                                   ByteRange range) const {
   LockRequest request;
@@ -272,6 +278,7 @@ Status LockDesk::lock(const LockCall& call, const Source& from, const User& user
   if (in_grace() && !call.reclaim) return Status::kDeniedGracePeriod;
   const auto target = target_of(call.what);
   if (!target) return status_of(target.error());
+  const Asker asker = asker_of(call.what.caller, from);
   const auto file = file_for(target->handle, user);
   if (!file) return status_of(file.error());
   if (call.exclusive && (*file)->read_only) return Status::kReadOnly;
@@ -282,7 +289,7 @@ Status LockDesk::lock(const LockCall& call, const Source& from, const User& user
   request.holder.pid = static_cast<std::uint32_t>(call.what.svid);
   request.holder.uid = user.uid;
   request.holder.client = (*host)->client;
-  return lock_on(**file, *file, *host, (*host)->epoch, request, call, from, manner);
+  return lock_on(**file, *file, *host, asker.epoch, request, call, from, manner);
 }
 
 Status LockDesk::lock_on(File& file, const FilePtr& shared, const HostPtr& host,
@@ -411,6 +418,7 @@ Status LockDesk::share(const ShareCall& call, const Source& from, const User& us
   if (in_grace() && !call.reclaim) return Status::kDeniedGracePeriod;
   const auto handle = parse_handle(call.handle);
   if (!handle) return status_of(handle.error());
+  const Asker asker = asker_of(call.caller, from);
   const auto shared = file_for(*handle, user);
   if (!shared) return status_of(shared.error());
   File& file = **shared;
@@ -418,10 +426,9 @@ Status LockDesk::share(const ShareCall& call, const Source& from, const User& us
   if ((call.access & kWriting) != 0 && file.read_only) return Status::kReadOnly;
   const auto host = hosts_.enter(call.caller, from.address, from.local, true);
   if (!host) return refusal_of(host.error());
-  const std::uint64_t epoch = (*host)->epoch;
 
   const MutexLock hold{file.mu};
-  if ((*host)->epoch != epoch) return Status::kDenied;
+  if ((*host)->epoch != asker.epoch) return Status::kDenied;
   Share* own = nullptr;
   for (Share& other : file.shares) {
     if (other.host == *host && other.owner == call.owner) {

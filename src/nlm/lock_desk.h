@@ -175,6 +175,13 @@ class LockDesk {
   // How the end of a wait that we ask for turned out.
   enum class Ended : std::uint8_t { kCancelled, kGranted, kRefused };
 
+  // Who asks, as he was when he did: to be looked at before anything that may wait. A host that is
+  // not known yet begins with epoch 0; one that is known stays so while this lives.
+  struct Asker {
+    HostPtr host;
+    std::uint64_t epoch{};
+  };
+  [[nodiscard]] Asker asker_of(const std::string& caller, const Source& from);
   [[nodiscard]] OwnerId owner_of(const What& what, const Source& from) const;
   // Without a holder.
   [[nodiscard]] LockRequest request_for(const File& file, const LockCall& call, const Source& from,

@@ -109,6 +109,48 @@ TEST(NlmMonitor, ARestartedClientsLocksAreGivenBack) {
   EXPECT_TRUE(world.grants(4).empty());
 }
 
+// What it asked for before it restarted, and what a mount held up until after, is nobody's.
+TEST(NlmMonitor, WhatWasHeldUpWhileItsClientRestartedLocksNothing) {
+  auto options = NlmWorld::quick();
+  options.server.threads = 8;  // two of them for a mount
+  NlmWorld world{options};
+  auto a = world.client("a");
+  auto b = world.client("b");
+  auto again = world.client("a");
+  ASSERT_EQ(a.lock(a.request(1, 0, 10)), Status::kGranted);
+  world.files.hangs = true;
+  a.send(a.message(Proc::kLock, nlm::encode_lock_call(nlm::Form::kLock, a.request(2, 0, 10))));
+  b.send(b.message(Proc::kShare,
+                   nlm::encode_share_call({"", "a", handle_of(3), "owner", 3, 3, false})));
+  EXPECT_TRUE(NlmWorld::await([&] { return world.files.hanging == 2; }));
+  world.service->desk().client_restarted("127.0.0.1");
+  world.files.hangs = false;
+  EXPECT_TRUE(a.receive(std::chrono::minutes{1}));
+  EXPECT_TRUE(b.receive(std::chrono::minutes{1}));
+  EXPECT_TRUE(world.grants(1).empty());
+  EXPECT_TRUE(world.grants(2).empty());
+  EXPECT_EQ(world.service->desk().figures().held, 0U);
+  EXPECT_EQ(again.lock(again.request(2, 0, 10)), Status::kGranted);
+}
+
+// A first lock is not taken for one of an earlier life because its host becomes known meanwhile.
+TEST(NlmMonitor, AHostThatBecomesKnownMeanwhileHasItsFirstLock) {
+  auto options = NlmWorld::quick();
+  options.desk.admission_ns = 3'600'000'000'000;
+  NlmWorld world{options};
+  auto other = world.client("other");
+  auto a = world.client("a");
+  auto beside = world.client("a");
+  ASSERT_EQ(other.lock(other.request(1, 0, 10)), Status::kGranted);
+  world.files.hangs = true;
+  a.send(a.message(Proc::kLock, nlm::encode_lock_call(nlm::Form::kLock, a.request(2, 0, 10))));
+  EXPECT_TRUE(NlmWorld::await([&] { return world.files.hanging == 1; }));
+  EXPECT_EQ(beside.lock(beside.request(1, 10, 10)), Status::kGranted) << "a file that is open";
+  world.files.hangs = false;
+  EXPECT_TRUE(a.receive(std::chrono::minutes{1}));
+  EXPECT_EQ(world.grants(2), (std::vector<std::string>{"EX 0 10 1"}));
+}
+
 TEST(NlmMonitor, OnlyStatdOfThisMachineIsHeard) {
   auto options = NlmWorld::quick();
   options.dispatcher.root_port_reserved = true;
