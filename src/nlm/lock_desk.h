@@ -237,6 +237,7 @@ class LockDesk {
   void deliver(const BlockPtr& block);
   // The client's answer to a grant; nothing: none came. unanswered: as Outside::exchange().
   void delivered(const BlockPtr& block, const Status* answer, unsigned unanswered);
+  static void one_less_unanswered(Block& block);
   [[nodiscard]] std::string grant_cookie(WaiterToken token) const;
 
   const Options options_;

@@ -126,6 +126,8 @@ void LockDesk::deliver(const BlockPtr& block) {
     call.what = block->what;
     where = {block->from.address, block->from.local, block->from.tcp};
     message = block->message;
+    // Its answer comes by itself, perhaps before we know that it was sent: it counts from here on.
+    if (message) ++block->unanswered;
   }
   const std::string arguments = encode_lock_call(Form::kTest, call);
   if (message) {
@@ -134,8 +136,9 @@ void LockDesk::deliver(const BlockPtr& block) {
                                     options_.call_patience);
     if (!told) {
       log::debug("GRANTED_MSG to {}: {}", where.address, told.error().message());
+      one_less_unanswered(*block);
     }
-    return delivered(block, nullptr, told ? 1 : 0);  // GRANTED_RES may come, any time
+    return delivered(block, nullptr, 0);  // GRANTED_RES may come, any time
   }
   unsigned unanswered = 0;
   const auto answer =
@@ -202,13 +205,15 @@ void LockDesk::granted_answer(const Answer& answer) {
   const BlockPtr block = find_block(token);
   // In grace: the pause that is under way will do.
   if (!block || answer.status == Status::kDeniedGracePeriod) return;
-  {
-    File& file = *block->file;
-    const MutexLock hold{file.mu};
-    // What this answers is no longer without one.
-    if (block->unanswered != 0) --block->unanswered;
-  }
+  // What this answers is no longer without one.
+  one_less_unanswered(*block);
   delivered(block, &answer.status, 0);
+}
+
+void LockDesk::one_less_unanswered(Block& block) {
+  File& file = *block.file;
+  const MutexLock hold{file.mu};
+  if (block.unanswered != 0) --block.unanswered;
 }
 
 }  // namespace latchfs::nlm

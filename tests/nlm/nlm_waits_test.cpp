@@ -297,6 +297,21 @@ TEST_F(NlmWaits, AMessageThatDeniesTheThirdCopyDoesNot) {
   EXPECT_EQ(world.grants(1).size(), 1U);
 }
 
+// The answer to the second copy, which comes before the sender of that one knows that it is sent.
+TEST_F(NlmWaits, NorDoesAMessageThatDeniesTheSecondCopyAtOnce) {
+  std::atomic<int> copies{0};
+  world.outside.when_told([&](const FakeOutside::Call& call) {
+    if (call.procedure != static_cast<std::uint32_t>(Proc::kGrantedMsg) || ++copies != 2) return;
+    world.service->desk().granted_answer({granted_call(call).cookie, Status::kDenied});
+  });
+  ASSERT_EQ(a.lock(a.request(1, 0, 0)), Status::kGranted);
+  b.call(Proc::kLockMsg, nlm::encode_lock_call(Form::kLock, blocking(b.request(1, 0, 0, 9))));
+  EXPECT_EQ(a.unlock(a.request(1, 0, 0)), Status::kGranted);
+  EXPECT_TRUE(quiet());
+  EXPECT_EQ(copies, 2);
+  EXPECT_EQ(world.grants(1), (std::vector<std::string>{"EX 0 0 9"}));
+}
+
 TEST_F(NlmWaits, CancelEndsTheWait) {
   ASSERT_EQ(a.lock(a.request(1, 0, 0)), Status::kGranted);
   const LockCall call = blocking(b.request(1, 0, 10));

@@ -82,8 +82,19 @@ Result<std::string> FakeOutside::exchange(const nlm::Where& where, std::uint32_t
 
 Result<void> FakeOutside::tell(const nlm::Where& where, std::uint32_t program, std::uint32_t,
                                std::uint32_t procedure, std::string_view arguments, milliseconds) {
-  note(where, program, procedure, arguments, true);
+  const Call call = note(where, program, procedure, arguments, true);
+  std::function<void(const Call&)> then;
+  {
+    const std::lock_guard hold{mu_};
+    then = told_;
+  }
+  if (then) then(call);
   return {};
+}
+
+void FakeOutside::when_told(std::function<void(const Call&)> then) {
+  const std::lock_guard hold{mu_};
+  told_ = std::move(then);
 }
 
 void FakeOutside::answer_by(Answer answer) {

@@ -81,6 +81,8 @@ class FakeOutside final : public nlm::Outside {
                     std::chrono::milliseconds patience) override;
 
   void answer_by(Answer answer);
+  // Is run by whoever tells something, before tell() returns; the word may have arrived by then.
+  void when_told(std::function<void(const Call&)> then);
   // As many copies of a call that is answered went out in vain before. (Of one that is not: one,
   // or none where the error is that nobody can be reached.)
   std::atomic<unsigned> lost_copies{0};
@@ -98,6 +100,7 @@ class FakeOutside final : public nlm::Outside {
   std::condition_variable changed_;
   std::vector<Call> calls_;
   Answer answer_;
+  std::function<void(const Call&)> told_;
 };
 
 // What a client says and hears: RPC by hand.
