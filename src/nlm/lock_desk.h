@@ -204,6 +204,8 @@ class LockDesk {
                      Manner manner) REQUIRES(file.mu) EXCLUDES(mu_);
   static BlockPtr find_block_locked(File& file, OwnerId owner, ByteRange range,
                                     const LockMode* mode) REQUIRES(file.mu);
+  // Enters what the wait has brought; given back if there is no memory for that.
+  void enter_brought_locked(File& file, Block& block) REQUIRES(file.mu);
   Ended end_wait_locked(File& file, const BlockPtr& block) REQUIRES(file.mu);
   void remove_locked(File& file, const BlockPtr& block) noexcept REQUIRES(file.mu) EXCLUDES(mu_);
   // Ends the wait, and gives back what it may have brought, and no more.

@@ -204,6 +204,17 @@ void LockDesk::remove_locked(File& file, const BlockPtr& block) noexcept {
   blocks_.erase(block->token.raw);
 }
 
+void LockDesk::enter_brought_locked(File& file, Block& block) {
+  try {
+    const auto it = file.held.find(block.owner.key);
+    if (it != file.held.end()) block.before = it->second.ranges.within(block.range);
+  } catch (...) {
+    static_cast<void>(locks_.release(file.id, block.owner, block.range));
+    throw;
+  }
+  hold_locked(file, block.host, block.owner, block.what.svid, block.range, block.mode);
+}
+
 LockDesk::Ended LockDesk::end_wait_locked(File& file, const BlockPtr& block) {
   if (block->state == Block::State::kGranted) return Ended::kGranted;
   if (locks_.cancel(file.id, block->token) == Cancelled::kCancelled) return Ended::kCancelled;
@@ -221,10 +232,7 @@ void LockDesk::undo_locked(File& file, const BlockPtr& block) {
   remove_locked(file, block);
   if (how != Ended::kGranted) return;
   if (!entered) {
-    // Granted this moment.
-    const auto it = file.held.find(block->owner.key);
-    if (it != file.held.end()) block->before = it->second.ranges.within(block->range);
-    hold_locked(file, block->host, block->owner, block->what.svid, block->range, block->mode);
+    enter_brought_locked(file, *block);  // granted this moment
   }
   RangeUnion brought;
   brought.add(block->range);

@@ -44,9 +44,13 @@ void LockDesk::wait_ended(const Waits::Event& event) {
     if (event.err != 0) {
       remove_locked(file, block);
     } else {
-      const auto it = file.held.find(block->owner.key);
-      if (it != file.held.end()) block->before = it->second.ranges.within(block->range);
-      hold_locked(file, block->host, block->owner, block->what.svid, block->range, block->mode);
+      try {
+        enter_brought_locked(file, *block);
+      } catch (...) {
+        // It was given back, and is waited for no more: asked again, it is a wait anew.
+        remove_locked(file, block);
+        throw;
+      }
       block->state = Block::State::kGranted;
       block->granted_at = monotonic_ns();
       block->pause = options_.first_pause_ns;
