@@ -300,20 +300,14 @@ Status LockDesk::lock_on(File& file, const FilePtr& shared, const HostPtr& host,
   if (host->epoch != epoch) return Status::kDenied;
   if (call.reclaim && !in_grace()) {
     // Too late (XNFS; lockd as well), unless it is his already: then he has asked twice.
-    const auto it = file.held.find(request.owner.key);
-    if (it == file.held.end() || !it->second.ranges.covers(request.range, request.mode)) {
-      return Status::kDeniedGracePeriod;
-    }
+    if (!has_locked(file, request)) return Status::kDeniedGracePeriod;
   }
   BlockPtr block = find_block_locked(file, request.owner, request.range, &request.mode);
   if (block && block->state == Block::State::kGranted) {
     remove_locked(file, block);  // he learns it now
     block = nullptr;
-    const auto it = file.held.find(request.owner.key);
     // (Else he has unlocked some of it meanwhile.)
-    if (it != file.held.end() && it->second.ranges.covers(request.range, request.mode)) {
-      return Status::kGranted;
-    }
+    if (has_locked(file, request)) return Status::kGranted;
   }
   if (block && call.block) {
     block->what = call.what;
@@ -406,10 +400,9 @@ Status LockDesk::unlock(const LockCall& call, const Source& from) {
     undo_locked(file, block);
   }
   if (!file.held.contains(owner.key)) return Status::kGranted;
-  const auto given = locks_.release(file.id, owner, target->range);
-  if (!given) return status_of(given.error());
-  unhold_locked(file, owner, target->range);
-  return Status::kGranted;
+  // The client has forgotten the lock, whatever it is told.
+  const auto given = give_back_locked(file, owner, target->range);
+  return given ? Status::kGranted : status_of(given.error());
 }
 
 // DOS sharing, among NLM's clients only: nobody else knows of it. It keeps nobody from locking, nor

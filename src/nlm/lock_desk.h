@@ -218,7 +218,9 @@ class LockDesk {
                    ByteRange range, LockMode mode) REQUIRES(file.mu);
   static void unhold_locked(File& file, OwnerId owner, ByteRange range) REQUIRES(file.mu);
   // Gives it back; later, if the table cannot now.
-  void give_back_locked(File& file, OwnerId owner, ByteRange range) REQUIRES(file.mu);
+  Result<void> give_back_locked(File& file, OwnerId owner, ByteRange range) REQUIRES(file.mu);
+  // Whether the owner has all of it in that mode, which then is not to be given back any more.
+  static bool has_locked(File& file, const LockRequest& request) REQUIRES(file.mu);
   void pay_debts() EXCLUDES(mu_);
   // Finds what an admin released: whoever held it is not told, and nobody else would let go of the
   // file. A part of the files each time.

@@ -83,17 +83,26 @@ void LockDesk::unhold_locked(File& file, OwnerId owner, ByteRange range) {
   file.held.erase(it);
 }
 
-void LockDesk::give_back_locked(File& file, OwnerId owner, ByteRange range) {
-  if (const auto given = locks_.release(file.id, owner, range)) {
-    return unhold_locked(file, owner, range);
-  } else {
-    // (To give the middle of a lock back the table needs one more.)
-    log::warn("a lock cannot be given back now: {}", given.error().message());
+Result<void> LockDesk::give_back_locked(File& file, OwnerId owner, ByteRange range) {
+  auto given = locks_.release(file.id, owner, range);
+  if (given) {
+    unhold_locked(file, owner, range);
+    return given;
   }
+  // (To give the middle of a lock back the table needs one more.)
+  log::warn("a lock cannot be given back now: {}", given.error().message());
   const auto it = file.held.find(owner.key);
-  if (it == file.held.end()) return;
+  if (it == file.held.end()) return given;
   it->second.owed.add(range);
   debts_ = true;
+  return given;
+}
+
+bool LockDesk::has_locked(File& file, const LockRequest& request) {
+  const auto it = file.held.find(request.owner.key);
+  if (it == file.held.end() || !it->second.ranges.covers(request.range, request.mode)) return false;
+  it->second.owed.remove(request.range);
+  return true;
 }
 
 void LockDesk::pay_debts() {
@@ -113,7 +122,8 @@ void LockDesk::pay_debts() {
       for (const ByteRange part : holding.owed.within(ByteRange{})) debts.emplace_back(key, part);
     }
     for (const auto& [key, range] : debts) {
-      give_back_locked(file, {locks_.mount_id(), key, OwnerSpace::kRange}, range);
+      const OwnerId owner{locks_.mount_id(), key, OwnerSpace::kRange};
+      static_cast<void>(give_back_locked(file, owner, range));
     }
   }
 }
@@ -207,7 +217,11 @@ void LockDesk::remove_locked(File& file, const BlockPtr& block) noexcept {
 void LockDesk::enter_brought_locked(File& file, Block& block) {
   try {
     const auto it = file.held.find(block.owner.key);
-    if (it != file.held.end()) block.before = it->second.ranges.within(block.range);
+    if (it != file.held.end()) {
+      block.before = it->second.ranges.within(block.range);
+      // He has given that back, but for the table.
+      for (const ByteRange part : it->second.owed.within(block.range)) block.before.give(part);
+    }
   } catch (...) {
     static_cast<void>(locks_.release(file.id, block.owner, block.range));
     throw;
@@ -257,7 +271,7 @@ void LockDesk::undo_locked(File& file, const BlockPtr& block) {
     hold_locked(file, block->host, block->owner, block->what.svid, part, LockMode::kShared);
   }
   for (const ByteRange part : brought.within(block->range)) {
-    give_back_locked(file, block->owner, part);
+    static_cast<void>(give_back_locked(file, block->owner, part));
   }
 }
 

@@ -155,6 +155,23 @@ TEST(NlmDebts, WhatTheTableCannotTakeBackNowItTakesLater) {
   (*service)->desk().let_go();
   EXPECT_EQ(grants(), 2U) << "its two sides";
   EXPECT_EQ(c.lock(c.request(1, 10, 10, 2)), Status::kGranted);
+
+  // So it is with what is unlocked, unless it is locked again before.
+  ASSERT_EQ(b.lock(b.request(3, 0, 30)), Status::kGranted);
+  EXPECT_EQ(b.unlock(b.request(3, 10, 10)), Status::kDeniedNolocks);
+  ASSERT_EQ(b.unlock(b.request(1, 0, 0)), Status::kGranted);
+  EXPECT_EQ(b.lock(b.request(3, 10, 10)), Status::kGranted);
+  (*service)->desk().let_go();
+  EXPECT_EQ(c.lock(c.request(3, 10, 10, 2)), Status::kDenied) << "wanted again";
+  ASSERT_EQ(b.lock(b.request(4, 0, 1)), Status::kGranted);
+  ASSERT_EQ(b.lock(b.request(4, 5, 1)), Status::kGranted);
+  EXPECT_EQ(b.unlock(b.request(3, 10, 10)), Status::kDeniedNolocks);
+  ASSERT_EQ(b.unlock(b.request(4, 0, 0)), Status::kGranted);
+  EXPECT_TRUE(NlmWorld::await([&] {
+    (*service)->desk().let_go();
+    return c.lock(c.request(3, 10, 10, 2)) == Status::kGranted;
+  }));
+  EXPECT_EQ(b.unlock(b.request(3, 0, 0)), Status::kGranted);
 }
 
 TEST(NlmLimits, AHostHasSoManyWaitersAndShares) {
