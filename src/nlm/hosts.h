@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "base/seldom.h"
 #include "latchfs/lock_service.h"
 #include "latchfs/result.h"
 #include "nlm/monitor.h"
@@ -28,6 +29,10 @@ struct Tally {
   std::atomic<std::uint32_t> shares{0};
   std::atomic<std::uint32_t> held{0};    // files, each as often as it has owners
   std::atomic<std::uint64_t> grants{0};  // in the lock table
+  // A line of the log that they can cause as often as they like; what cannot be seen elsewhere.
+  Seldom said{kSaidNs};
+  Seldom warned{kSaidNs};
+  static constexpr std::int64_t kSaidNs = 10'000'000'000;
 };
 
 struct Host {

@@ -468,13 +468,17 @@ Status LockDesk::unshare(const ShareCall& call, const Source& from) {
 void LockDesk::free_all(const FreeCall& call, const Source& from) {
   const HostPtr host = hosts_.find(call.name, from.address);
   if (!host || host->interest == 0) return;
-  log::info("{} ({}) gives all its locks back", log::printable(host->name), host->address);
+  if (host->tally->said.due()) {
+    log::info("{} ({}) gives all its locks back", log::printable(host->name), host->address);
+  }
   free_host(host);
 }
 
 void LockDesk::client_restarted(const std::string& address) {
   for (const HostPtr& host : hosts_.at_address(address)) {
-    log::info("{} ({}) restarted: its locks are given back", log::printable(host->name), address);
+    if (host->tally->said.due()) {
+      log::info("{} ({}) restarted: its locks are given back", log::printable(host->name), address);
+    }
     free_host(host);
   }
 }

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "base/seldom.h"
 #include "latchfs/lock_service.h"
 #include "nlm/files.h"
 #include "nlm/held_ranges.h"
@@ -253,6 +254,7 @@ class LockDesk {
   Hosts& hosts_;
   Outside& outside_;
   Outcalls& outcalls_;
+  Seldom refused_{10'000'000'000};  // the table takes nothing back just now
 
   // Order: File::mu, then mu_.
   Mutex mu_;

@@ -90,7 +90,7 @@ Result<void> LockDesk::give_back_locked(File& file, OwnerId owner, ByteRange ran
     return given;
   }
   // (To give the middle of a lock back the table needs one more.)
-  log::warn("a lock cannot be given back now: {}", given.error().message());
+  if (refused_.due()) log::warn("a lock cannot be given back now: {}", given.error().message());
   const auto it = file.held.find(owner.key);
   if (it == file.held.end()) return given;
   it->second.owed.add(range);
@@ -299,8 +299,10 @@ void LockDesk::free_host_on(File& file, const HostPtr& host) {
     }
     const OwnerId owner{locks_.mount_id(), it->first, OwnerSpace::kRange};
     if (const auto given = locks_.drop_owner(file.id, owner); !given) {
-      log::error("the locks of {} cannot be given back now: {}", log::printable(host->name),
-                 given.error().message());
+      if (refused_.due()) {
+        log::error("the locks of {} cannot be given back now: {}", log::printable(host->name),
+                   given.error().message());
+      }
       it->second.owed.add(ByteRange{});
       debts_ = true;
       ++it;

@@ -58,8 +58,10 @@ void LockDesk::wait_ended(const Waits::Event& event) {
   }
   if (event.err != 0) {
     // NLM has no word for that. The client, which asks again every now and then, learns it then.
-    log::info("a wait of {} ended: {}", log::printable(block->host->name),
-              errno_code(event.err).message());
+    if (block->host->tally->said.due()) {
+      log::info("a wait of {} ended: {}", log::printable(block->host->name),
+                errno_code(event.err).message());
+    }
     return;
   }
   deliver_at(0, block);
@@ -191,10 +193,11 @@ void LockDesk::delivered(const BlockPtr& block, const Status* answer, unsigned u
     }
   }
   if (again_at != 0) return deliver_at(again_at, block);
-  if (keeps) {
+  Tally& tally = *block->host->tally;
+  if (keeps && tally.warned.due()) {
     log::warn("{} ({}) does not say whether it takes the lock it waited for: it keeps it",
               log::printable(block->host->name), block->host->address);
-  } else {
+  } else if (!keeps && tally.said.due()) {
     log::info("a lock granted to {} ({}) is given back: {}", log::printable(block->host->name),
               block->host->address, why);
   }

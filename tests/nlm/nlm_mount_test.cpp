@@ -359,6 +359,27 @@ TEST_F(NlmMount, TheCommandReturnsWhenItServesAndSaysWhyItDoesNot) {
   EXPECT_NE(out.text.find("not permitted"), std::string::npos) << out.text;
 }
 
+TEST_F(NlmMount, WhatAClientDoesAsOftenAsItLikesFillsNoLog) {
+  NlmClient::Options who{"build7"};
+  who.reserved_port = true;
+  NlmClient c{nlm.port(), who};
+  const LockCall call = request(c, make("file"), 0, 10);
+  constexpr std::size_t kRounds = 100;
+  for (std::size_t i = 0; i < kRounds; ++i) {
+    ASSERT_EQ(c.lock(call), Status::kGranted);
+    c.call(Proc::kFreeAll, nlm::encode_free_call({"build7", 0}));
+  }
+  EXPECT_TRUE(grants().empty());
+  const std::string log = nlm.log();
+  std::size_t lines = 0;
+  for (std::size_t at = log.find("gives all"); at != std::string::npos;
+       at = log.find("gives all", at + 1)) {
+    ++lines;
+  }
+  EXPECT_GE(lines, 1U) << log;
+  EXPECT_LT(lines, kRounds / 2) << log;
+}
+
 // Its daemon is stopped: whoever asks it waits for good.
 TEST_F(NlmMount, AMountThatHangsHoldsUpNoUnlocking) {
   auto c = client();
