@@ -161,7 +161,10 @@ Result<void> MountFiles::may_lock(const OpenFile& file, const User& user) {
   posix::become_daemon();
   if (!opened) {
     if (mount_is_gone(opened.error())) return errno_code(ENOTCONN);
-    return opened.error() == errno_code(EPERM) ? errno_code(EACCES) : opened.error();
+    // (EOVERFLOW: ids that nobody can have here.)
+    const bool refused =
+        opened.error() == errno_code(EPERM) || opened.error() == errno_code(EOVERFLOW);
+    return refused ? errno_code(EACCES) : opened.error();
   }
   ::close(static_cast<int>(*opened));
   return {};

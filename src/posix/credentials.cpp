@@ -217,7 +217,7 @@ Result<bool> take_vouched(const Caller& caller, const Deciding& deciding) noexce
 Result<void> take_groups(const std::vector<gid_t>& groups) noexcept {
   if (!daemon_is_root() || groups.empty()) return {};
   t_self.has_groups = ::syscall(SYS_setgroups, groups.size(), groups.data()) == 0;
-  if (!t_self.has_groups) return errno_code(EAGAIN);
+  if (!t_self.has_groups) return errno_code(errno == EINVAL ? EOVERFLOW : EAGAIN);
   return {};
 }
 

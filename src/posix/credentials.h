@@ -71,7 +71,7 @@ Result<bool> take_rest(const Caller& caller, const Deciding& deciding) noexcept;
 Result<bool> take_vouched(const Caller& caller, const Deciding& deciding) noexcept;
 void drop_rest() noexcept;
 // The groups of somebody whose process is not on this machine. EAGAIN: the thread must not act for
-// him.
+// him. EOVERFLOW: one that the daemon's user namespace does not know.
 Result<void> take_groups(const std::vector<gid_t>& groups) noexcept;
 }  // namespace detail
 

@@ -223,6 +223,11 @@ TEST_F(NlmMount, TheCallersRightsDecide) {
   EXPECT_EQ(as({true, 1002, 1002, {5, 2000}}, group), Status::kGranted) << "by a group of his";
   EXPECT_EQ(as({true, 1003, 2000, {}}, group), Status::kGranted);
   EXPECT_EQ(as({true, 1003, 1003, {2001}}, group), Status::kFailed);
+  // Ids that nobody has: no, and not silence.
+  constexpr std::uint32_t kNone = ~0U;
+  EXPECT_EQ(as({true, 1003, 1003, {kNone}}, group), Status::kFailed);
+  EXPECT_EQ(as({true, 1003, kNone, {2000}}, group), Status::kFailed);
+  EXPECT_EQ(as({true, kNone, 2000, {}}, group), Status::kFailed);
   const std::string write_only = make("write_only", 0200);
   ASSERT_EQ(::chown(write_only.c_str(), 1000, 2000), 0);
   EXPECT_EQ(as({true, 1000, 1000, {}}, write_only), Status::kGranted) << "the owner may always";
