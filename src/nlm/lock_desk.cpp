@@ -374,8 +374,9 @@ Status LockDesk::cancel(const LockCall& call, const Source& from) {
   if (!shared) return Status::kDenied;
   File& file = *shared;
   const LockMode mode = mode_of(call);
+  const bool renamed = !hosts_.find(call.what.caller, from.address);
   const MutexLock hold{file.mu};
-  const OwnerId owner = owner_meant_locked(file, call.what, from);
+  const OwnerId owner = owner_meant_locked(file, call.what, from, renamed);
   const BlockPtr block = find_block_locked(file, owner, target->range, &mode);
   // XNFS: denied, "possibly because there was no outstanding lock request to cancel".
   if (!block) return Status::kDenied;
@@ -393,8 +394,9 @@ Status LockDesk::unlock(const LockCall& call, const Source& from) {
   // A file nobody has locked here needs not be opened to say that nothing of it is locked.
   if (!shared) return Status::kGranted;
   File& file = *shared;
+  const bool renamed = !hosts_.find(call.what.caller, from.address);
   const MutexLock hold{file.mu};
-  const OwnerId owner = owner_meant_locked(file, call.what, from);
+  const OwnerId owner = owner_meant_locked(file, call.what, from, renamed);
   // As lockd: whoever unlocks does not wait for the same any more.
   while (const BlockPtr block = find_block_locked(file, owner, target->range, nullptr)) {
     undo_locked(file, block);

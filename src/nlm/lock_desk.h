@@ -187,9 +187,10 @@ class LockDesk {
   // Without a holder.
   [[nodiscard]] LockRequest request_for(const File& file, const LockCall& call, const Source& from,
                                         ByteRange range) const;
-  // The owner, of those that hold something or wait, whose locks are meant to go.
-  [[nodiscard]] OwnerId owner_meant_locked(File& file, const What& what, const Source& from) const
-      REQUIRES(file.mu);
+  // The owner, of those that hold something or wait, whose locks are meant to go. renamed: nobody
+  // of that name has asked for a lock here of late.
+  [[nodiscard]] OwnerId owner_meant_locked(File& file, const What& what, const Source& from,
+                                           bool renamed) const REQUIRES(file.mu);
   // The file, if it is in use here.
   FilePtr known(const NfsHandle& handle) EXCLUDES(mu_);
   // The file, opened unless it is, when the user may lock it.

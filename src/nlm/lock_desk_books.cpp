@@ -10,10 +10,13 @@ namespace latchfs::nlm {
 
 // As a client that has changed its name since it locked: Linux puts the host's name of the moment
 // into the caller and the owner bytes of each call, also that of a container. Its process number is
-// what lockd goes by; where one owner alone has it at this address, he is meant.
-OwnerId LockDesk::owner_meant_locked(File& file, const What& what, const Source& from) const {
+// what lockd goes by; where one owner alone has it at this address, he is meant. But behind one
+// address there may be several machines, all of which count their processes from 1: one that has
+// locked by this name itself means its own (a wait that was interrupted is unlocked, too).
+OwnerId LockDesk::owner_meant_locked(File& file, const What& what, const Source& from,
+                                     bool renamed) const {
   const OwnerId exact = owner_of(what, from);
-  if (file.held.contains(exact.key)) return exact;
+  if (!renamed || file.held.contains(exact.key)) return exact;
   std::optional<std::uint64_t> meant;
   for (const auto& [key, holding] : file.held) {
     if (holding.svid != what.svid || holding.host->address != from.address) continue;

@@ -456,6 +456,18 @@ TEST_F(NlmWaits, CancelAndUnlockByAnotherNameOfTheSameProcess) {
   EXPECT_EQ(world.grants(1).size(), 2U);
 }
 
+// Several machines behind one address count their processes alike: who has locked by its name means
+// itself, also where it has nothing.
+TEST_F(NlmWaits, NobodyUnlocksForItsNeighbourOfTheSameAddress) {
+  ASSERT_EQ(a.lock(a.request(1, 0, 10)), Status::kGranted);
+  const LockCall call = blocking(b.request(1, 0, 10));
+  ASSERT_EQ(b.lock(call), Status::kBlocked);
+  EXPECT_EQ(b.cancel(call), Status::kGranted);
+  EXPECT_EQ(b.unlock(call), Status::kGranted);
+  EXPECT_EQ(b.cancel(call), Status::kDenied);
+  EXPECT_EQ(world.grants(1), (std::vector<std::string>{"EX 0 10 1"}));
+}
+
 // Waiters and holders of many clients, cancelled, granted, asked again at random moments: at the
 // end nothing is left, and nothing was granted twice.
 TEST(NlmWaitsRace, NothingIsLeftOfWhatWasCancelledWhileItWasGranted) {
