@@ -4,6 +4,7 @@
 #include <fmt/core.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <filesystem>
@@ -281,16 +282,19 @@ void Monitor::forget_all(const std::set<std::string>& holding) noexcept {
   }
 }
 
-// For the death of this process; of the machine's, statd tells the clients itself. So it need not
-// be on the disk.
+// On the disk, as of the machine's death it is told from here, too: at the start statd forgets whom
+// it had monitored for us, and with that what sm-notify would tell, if it runs later (docs/nfs.md).
 void Monitor::remember(const std::string& address, const std::string& local) noexcept {
   if (options_.state_dir.empty()) return;
   try {
     const UniqueFd file{
         ::open(path(kWatched, address).c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
     const std::string line = local + "\n";
-    if (!file ||
-        ::write(file.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size())) {
+    const UniqueFd folder{::open(fmt::format("{}/{}", options_.state_dir, kWatched).c_str(),
+                                 O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+    if (!file || !folder ||
+        ::write(file.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()) ||
+        ::fsync(file.get()) != 0 || ::fsync(folder.get()) != 0) {
       log::warn("{} cannot be remembered for the next start: {}", address, last_errno().message());
     }
   } catch (...) {
