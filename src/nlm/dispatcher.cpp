@@ -240,7 +240,7 @@ std::string Dispatcher::serve_other(const Request& request, Proc procedure) {
       const auto address = monitor_.changed(*call);
       if (!address) return done;
       try {
-        desk_.client_restarted(*address);
+        desk_.client_restarted(*address, call->state);
       } catch (...) {
         // statd says it again.
         monitor_.unnote_change(*call);

@@ -48,8 +48,10 @@ struct Host {
   const std::uint32_t client;          // Holder::client
   const std::shared_ptr<Tally> tally;  // of its address
 
-  // Any thread. Another one whenever the client restarted: what it asked for before counts no more.
+  // Any thread. Another one whenever the client restarted: what it asked for before counts no more,
+  // unless it was in the life that is told of: its number (LockDesk::client_restarted()), or 0.
   std::atomic<std::uint64_t> epoch{0};
+  std::atomic<std::int32_t> life{0};
   // Files on which it holds locks (each owner counted), shares, and waits.
   std::atomic<std::uint32_t> interest{0};
 };

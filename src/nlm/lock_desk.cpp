@@ -296,23 +296,26 @@ Status LockDesk::lock_on(File& file, const FilePtr& shared, const HostPtr& host,
                          std::uint64_t epoch, const LockRequest& request, const LockCall& call,
                          const Source& from, Manner manner) {
   const MutexLock hold{file.mu};
-  // The client has restarted since: nobody there knows of this request.
-  if (host->epoch != epoch) return Status::kDenied;
+  // The client has restarted since: nobody there knows of this request, unless the word of that
+  // was late.
+  const bool of_this_life = call.state != 0 && call.state == host->life;
+  if (host->epoch != epoch && !of_this_life) return Status::kDenied;
   if (call.reclaim && !in_grace()) {
     // Too late (XNFS; lockd as well), unless it is his already: then he has asked twice.
-    if (!has_locked(file, request)) return Status::kDeniedGracePeriod;
+    if (!has_locked(file, request, call.state)) return Status::kDeniedGracePeriod;
   }
   BlockPtr block = find_block_locked(file, request.owner, request.range, &request.mode);
   if (block && block->state == Block::State::kGranted) {
     remove_locked(file, block);  // he learns it now
     block = nullptr;
     // (Else he has unlocked some of it meanwhile.)
-    if (has_locked(file, request)) return Status::kGranted;
+    if (has_locked(file, request, call.state)) return Status::kGranted;
   }
   if (block && call.block) {
     block->what = call.what;
     block->from = from;
     block->message = manner.message;
+    block->life = call.state;
     return Status::kBlocked;
   }
   if (!room_locked(file, host, request.owner)) return Status::kDeniedNolocks;
@@ -321,7 +324,7 @@ Status LockDesk::lock_on(File& file, const FilePtr& shared, const HostPtr& host,
   }
   const auto got = locks_.acquire(request, OnConflict::kRefuse, {});
   if (const auto status = refused(got)) return *status;
-  hold_locked(file, host, request.owner, call.what.svid, request.range, request.mode);
+  hold_locked(file, host, request.owner, call.what.svid, call.state, request.range, request.mode);
   if (block) {
     // What he waited for he has, whichever way.
     static_cast<void>(end_wait_locked(file, block));
@@ -344,6 +347,7 @@ Status LockDesk::wait_locked(File& file, const FilePtr& shared, const HostPtr& h
   block->what = call.what;
   block->from = from;
   block->message = manner.message;
+  block->life = call.state;
   file.blocks.reserve(file.blocks.size() + 1);
   block->token = waits_.open(file.id);
   try {
@@ -361,7 +365,7 @@ Status LockDesk::wait_locked(File& file, const FilePtr& shared, const HostPtr& h
   if (got && std::holds_alternative<Queued>(*got)) return Status::kBlocked;
   remove_locked(file, block);
   if (const auto status = refused(got)) return *status;
-  hold_locked(file, host, request.owner, call.what.svid, request.range, request.mode);
+  hold_locked(file, host, request.owner, call.what.svid, call.state, request.range, request.mode);
   return Status::kGranted;
 }
 
@@ -473,15 +477,17 @@ void LockDesk::free_all(const FreeCall& call, const Source& from) {
   if (host->tally->said.due()) {
     log::info("{} ({}) gives all its locks back", log::printable(host->name), host->address);
   }
-  free_host(host);
+  free_host(host, 0);
 }
 
-void LockDesk::client_restarted(const std::string& address) {
+void LockDesk::client_restarted(const std::string& address, std::int32_t state) {
+  // (An even one says that it is down.)
+  const std::int32_t life = (state & 1) != 0 ? state : 0;
   for (const HostPtr& host : hosts_.at_address(address)) {
     if (host->tally->said.due()) {
       log::info("{} ({}) restarted: its locks are given back", log::printable(host->name), address);
     }
-    free_host(host);
+    free_host(host, life);
   }
 }
 

@@ -91,8 +91,9 @@ class LockDesk {
   // GRANTED_RES: the answer to a GRANTED_MSG of ours.
   void granted_answer(const Answer& answer);
   void free_all(const FreeCall& call, const Source& from);
-  // All that hosts of the address had is given back.
-  void client_restarted(const std::string& address);
+  // All that hosts of the address had is given back, but for what they asked for since. state: the
+  // number of the life that has begun (NSM's: odd, two more each time; LOCK tells it as well).
+  void client_restarted(const std::string& address, std::int32_t state);
 
   [[nodiscard]] bool in_grace() const noexcept;
   // Once a second or so: lets go of what is not used.
@@ -128,6 +129,7 @@ class LockDesk {
     What what;
     Source from;
     bool message{};
+    std::int32_t life{};        // of the client's, as LOCK told it
     std::int64_t granted_at{};  // monotonic ns
     std::int64_t pause{};       // before it is told again
     // So often it may have heard of its grant without our having its answer.
@@ -141,6 +143,7 @@ class LockDesk {
   struct Holding {
     HostPtr host;
     std::int32_t svid{};
+    std::int32_t life{};  // in which all of it was asked for; 0: it may be more than one
     HeldRanges ranges;
     RangeUnion owed;  // of them, what is to be given back and could not be: let_go() tries again
   };
@@ -217,20 +220,25 @@ class LockDesk {
       REQUIRES(file.mu);
   // Enters a lock that was granted; given back if there is no memory for that.
   void hold_locked(File& file, const HostPtr& host, OwnerId owner, std::int32_t svid,
-                   ByteRange range, LockMode mode) REQUIRES(file.mu);
+                   std::int32_t life, ByteRange range, LockMode mode) REQUIRES(file.mu);
+  // The owner asked for this in that life.
+  static void note_life(Holding& holding, std::int32_t life, ByteRange range);
   static void unhold_locked(File& file, OwnerId owner, ByteRange range) REQUIRES(file.mu);
   // Gives it back; later, if the table cannot now.
   Result<void> give_back_locked(File& file, OwnerId owner, ByteRange range) REQUIRES(file.mu);
-  // Whether the owner has all of it in that mode, which then is not to be given back any more.
-  static bool has_locked(File& file, const LockRequest& request) REQUIRES(file.mu);
+  // Whether the owner has all of it in that mode: it is not to be given back then, and is of this
+  // life.
+  static bool has_locked(File& file, const LockRequest& request, std::int32_t life)
+      REQUIRES(file.mu);
   void pay_debts() EXCLUDES(mu_);
   // Finds what an admin released: whoever held it is not told, and nobody else would let go of the
   // file. A part of the files each time.
   void compare_books() EXCLUDES(mu_);
   // The number of grants that were looked at.
   std::size_t compare_file(File& file) EXCLUDES(file.mu, mu_);
-  void free_host(const HostPtr& host) EXCLUDES(mu_);
-  void free_host_on(File& file, const HostPtr& host) EXCLUDES(file.mu, mu_);
+  // but: what was asked for in that life stays; 0: nothing.
+  void free_host(const HostPtr& host, std::int32_t but) EXCLUDES(mu_);
+  void free_host_on(File& file, const HostPtr& host, std::int32_t but) EXCLUDES(file.mu, mu_);
 
   void watch_ends() noexcept;
   void wait_ended(const Waits::Event& event) EXCLUDES(mu_);

@@ -38,8 +38,17 @@ bool LockDesk::room_locked(File& file, const HostPtr& host, OwnerId owner) const
          (has.held < options_.most_held || file.held.contains(owner.key));
 }
 
+// What the same owner, by name and number, held in an earlier life goes with the word of its end;
+// with it goes what cannot be told apart from it.
+void LockDesk::note_life(Holding& holding, std::int32_t life, ByteRange range) {
+  if (holding.life == life) return;
+  HeldRanges rest = holding.ranges;
+  rest.give(range);
+  holding.life = rest.empty() ? life : 0;
+}
+
 void LockDesk::hold_locked(File& file, const HostPtr& host, OwnerId owner, std::int32_t svid,
-                           ByteRange range, LockMode mode) {
+                           std::int32_t life, ByteRange range, LockMode mode) {
   try {
     const auto [it, added] = file.held.try_emplace(owner.key);
     Holding& holding = it->second;
@@ -50,6 +59,7 @@ void LockDesk::hold_locked(File& file, const HostPtr& host, OwnerId owner, std::
       ++host->tally->held;
       ++file.interest;
     }
+    note_life(holding, life, range);
     Tally& tally = *holding.host->tally;
     tally.grants -= holding.ranges.grants();
     holding.ranges.hold(range, mode);
@@ -101,10 +111,11 @@ Result<void> LockDesk::give_back_locked(File& file, OwnerId owner, ByteRange ran
   return given;
 }
 
-bool LockDesk::has_locked(File& file, const LockRequest& request) {
+bool LockDesk::has_locked(File& file, const LockRequest& request, std::int32_t life) {
   const auto it = file.held.find(request.owner.key);
   if (it == file.held.end() || !it->second.ranges.covers(request.range, request.mode)) return false;
   it->second.owed.remove(request.range);
+  note_life(it->second, life, request.range);
   return true;
 }
 
@@ -229,7 +240,7 @@ void LockDesk::enter_brought_locked(File& file, Block& block) {
     static_cast<void>(locks_.release(file.id, block.owner, block.range));
     throw;
   }
-  hold_locked(file, block.host, block.owner, block.what.svid, block.range, block.mode);
+  hold_locked(file, block.host, block.owner, block.what.svid, block.life, block.range, block.mode);
 }
 
 LockDesk::Ended LockDesk::end_wait_locked(File& file, const BlockPtr& block) {
@@ -271,14 +282,16 @@ void LockDesk::undo_locked(File& file, const BlockPtr& block) {
                  got ? "somebody is in the way" : got.error().message());
       continue;
     }
-    hold_locked(file, block->host, block->owner, block->what.svid, part, LockMode::kShared);
+    hold_locked(file, block->host, block->owner, block->what.svid, block->life, part,
+                LockMode::kShared);
   }
   for (const ByteRange part : brought.within(block->range)) {
     static_cast<void>(give_back_locked(file, block->owner, part));
   }
 }
 
-void LockDesk::free_host(const HostPtr& host) {
+void LockDesk::free_host(const HostPtr& host, std::int32_t but) {
+  host->life = but;
   ++host->epoch;
   std::vector<FilePtr> files;
   {
@@ -286,17 +299,27 @@ void LockDesk::free_host(const HostPtr& host) {
     // All: on one of them a lock may be about to be entered, by who asked before.
     for (const auto& [handle, file] : by_handle_) files.push_back(file);
   }
-  for (const FilePtr& file : files) free_host_on(*file, host);
+  for (const FilePtr& file : files) free_host_on(*file, host, but);
 }
 
-void LockDesk::free_host_on(File& file, const HostPtr& host) {
+void LockDesk::free_host_on(File& file, const HostPtr& host, std::int32_t but) {
   const MutexLock hold{file.mu};
   const std::vector<BlockPtr> blocks = file.blocks;
+  // An owner stays with all it holds and waits for here, or goes with all.
+  std::map<std::uint64_t, bool> stays;
+  for (const auto& [key, holding] : file.held) {
+    if (holding.host == host) stays[key] = but != 0 && holding.life == but;
+  }
   for (const BlockPtr& block : blocks) {
-    if (block->host == host) undo_locked(file, block);
+    if (block->host != host) continue;
+    bool& stay = stays.try_emplace(block->owner.key, but != 0).first->second;
+    stay = stay && block->life == but;
+  }
+  for (const BlockPtr& block : blocks) {
+    if (block->host == host && !stays[block->owner.key]) undo_locked(file, block);
   }
   for (auto it = file.held.begin(); it != file.held.end();) {
-    if (it->second.host != host) {
+    if (it->second.host != host || stays[it->first]) {
       ++it;
       continue;
     }

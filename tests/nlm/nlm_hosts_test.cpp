@@ -109,6 +109,62 @@ TEST(NlmMonitor, ARestartedClientsLocksAreGivenBack) {
   EXPECT_TRUE(world.grants(4).empty());
 }
 
+// What it has asked for since, by the number of its life, is not what it lost.
+TEST(NlmMonitor, AWordThatComesLateLeavesWhatTheClientHasLockedSince) {
+  NlmWorld world;
+  auto a = world.client("a");
+  const auto ask = [&](std::int32_t life, LockCall call) {
+    call.state = life;
+    return a.lock(call);
+  };
+  ASSERT_EQ(ask(3, a.request(1, 0, 10)), Status::kGranted);
+  ASSERT_EQ(ask(5, a.request(2, 0, 10)), Status::kGranted);
+  ASSERT_EQ(ask(0, a.request(3, 0, 10)), Status::kGranted);
+  // The same owner, in both lives: told apart only where the new one has all of it.
+  ASSERT_EQ(ask(3, a.request(4, 5, 5)), Status::kGranted);
+  ASSERT_EQ(ask(5, a.request(4, 0, 10)), Status::kGranted);
+  ASSERT_EQ(ask(3, a.request(5, 0, 10)), Status::kGranted);
+  ASSERT_EQ(ask(5, a.request(5, 20, 10)), Status::kGranted);
+  // Waits, beside a lock of the same life or an earlier one.
+  world.local_lock(6, *ByteRange::from_half_open(0, 10));
+  for (std::int32_t svid = 1; svid <= 4; ++svid) {
+    LockCall waits = a.request(6, 0, 10, svid);
+    waits.block = true;
+    ASSERT_EQ(ask(svid == 1 ? 3 : 5, waits), Status::kBlocked);
+  }
+  ASSERT_EQ(ask(5, a.request(6, 10, 10, 2)), Status::kGranted);
+  ASSERT_EQ(ask(3, a.request(6, 20, 10, 3)), Status::kGranted);
+
+  const auto monitored = statd_calls(world, StatdProc::kMon);
+  ASSERT_EQ(monitored.size(), 1U);
+  nlm::StatusCall word{"127.0.0.1", 5, secret_of(monitored[0])};
+  auto statd = world.client("statd");
+  EXPECT_EQ(statd.call(Proc::kSmNotify, nlm::encode_status_call(word)), "");
+  EXPECT_TRUE(world.grants(1).empty());
+  EXPECT_EQ(world.grants(2), (std::vector<std::string>{"EX 0 10 1"}));
+  EXPECT_TRUE(world.grants(3).empty());
+  EXPECT_EQ(world.grants(4), (std::vector<std::string>{"EX 0 10 1"}));
+  EXPECT_TRUE(world.grants(5).empty());
+  EXPECT_EQ(world.waiters(6), 2U);
+  EXPECT_EQ(world.grants(6), (std::vector<std::string>{"EX 0 10 4711", "EX 10 10 2"}));
+  // Who waits still is granted in turn.
+  world.local_unlock(6, *ByteRange::from_half_open(0, 10));
+  EXPECT_TRUE(NlmWorld::await([&] { return world.service->desk().figures().waiting == 1; }));
+  EXPECT_EQ(world.waiters(6), 1U);
+
+  word.state = 7;
+  EXPECT_EQ(statd.call(Proc::kSmNotify, nlm::encode_status_call(word)), "");
+  EXPECT_EQ(world.service->desk().figures().held, 0U);
+  EXPECT_TRUE(world.grants(6).empty());
+  // One that goes down has no new life, and FREE_ALL means all.
+  ASSERT_EQ(ask(8, a.request(1, 0, 10)), Status::kGranted);
+  word.state = 8;
+  EXPECT_EQ(statd.call(Proc::kSmNotify, nlm::encode_status_call(word)), "");
+  ASSERT_EQ(ask(9, a.request(2, 0, 10)), Status::kGranted);
+  EXPECT_EQ(a.call(Proc::kFreeAll, nlm::encode_free_call({"a", 9})), "");
+  EXPECT_EQ(world.service->desk().figures().held, 0U);
+}
+
 // What it asked for before it restarted, and what a mount held up until after, is nobody's.
 TEST(NlmMonitor, WhatWasHeldUpWhileItsClientRestartedLocksNothing) {
   auto options = NlmWorld::quick();
@@ -123,7 +179,7 @@ TEST(NlmMonitor, WhatWasHeldUpWhileItsClientRestartedLocksNothing) {
   b.send(b.message(Proc::kShare,
                    nlm::encode_share_call({"", "a", handle_of(3), "owner", 3, 3, false})));
   EXPECT_TRUE(NlmWorld::await([&] { return world.files.hanging == 2; }));
-  world.service->desk().client_restarted("127.0.0.1");
+  world.service->desk().client_restarted("127.0.0.1", 5);
   world.files.hangs = false;
   EXPECT_TRUE(a.receive(std::chrono::minutes{1}));
   EXPECT_TRUE(b.receive(std::chrono::minutes{1}));
