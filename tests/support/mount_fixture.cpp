@@ -212,7 +212,11 @@ void MountFixture::detach() {
 
 bool MountFixture::unmount() {
   const std::string command = "fusermount3 -u '" + mountpoint_ + "'";
-  if (std::system(command.c_str()) != 0) return false;  // NOLINT: the words are ours
+  // Busy for a moment: whoever looks through /proc for what is open holds it while he looks, and so
+  // does a close whose last word is on its way.
+  if (!poll_until([&] { return std::system(command.c_str()) == 0; })) {  // NOLINT: our own words
+    return false;
+  }
   int status{};
   return poll_until([&] { return daemon_ended(&status); }) && status == 0;
 }
