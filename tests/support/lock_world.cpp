@@ -20,6 +20,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "base/clock.h"
+#include "latchfs/lock_service.h"
 #include "support/lock_proc.h"
 
 namespace latchfs::locktest {
@@ -306,6 +308,21 @@ void World::settle() {
     return second && *first == *second;
   });
   if (!rests) throw Hung{};
+  releasing_since_.reset();
+}
+
+// Closes a description, perhaps. What is late of those before is not to excuse this one.
+void World::note_release(const Step& step) {
+  static constexpr std::array kReleasing{Verb::kOpen, Verb::kDup,  Verb::kClose,
+                                         Verb::kExec, Verb::kExit, Verb::kKill};
+  if (ground_.native()) return;
+  if (std::find(kReleasing.begin(), kReleasing.end(), step.verb) == kReleasing.end()) return;
+  if (release_is_late(LockService::kClosingWindowNs / 2)) settle();
+  if (!releasing_since_) releasing_since_ = monotonic_ns();
+}
+
+bool World::release_is_late(std::int64_t by) const {
+  return releasing_since_ && monotonic_ns() - *releasing_since_ > by;
 }
 
 void World::collect(const Step& step, Outcome& outcome) {
@@ -334,6 +351,7 @@ Outcome World::run(const Step& step) {
       outcome.result = "gone";
     } else {
       if (agent == nullptr) agent = &spawn(step.actor);
+      note_release(step);
       outcome.result = dispatch(step, *agent, outcome);
     }
     if (anyone_waits()) settle();
@@ -443,7 +461,7 @@ std::string World::lock(const Step& step, Agent& agent, Outcome& outcome) {
   if (step.kind == Kind::kFlock) {
     const bool waits = step.wait && step.mode != Mode::kUnlock;
     if (waits) return begin_wait(step, agent, flock_args(step));
-    const std::string result = simple(agent, flock_args(step), done);
+    const std::string result = lock_now(agent, flock_args(step), done);
     return result == "EAGAIN" ? "conflict" : result;
   }
   if (step.wait) {
@@ -451,10 +469,17 @@ std::string World::lock(const Step& step, Agent& agent, Outcome& outcome) {
                       lock_args(step, step.kind == Kind::kOfd ? F_OFD_SETLKW : F_SETLKW));
   }
   const int cmd = step.kind == Kind::kOfd ? F_OFD_SETLK : F_SETLK;
-  const std::string result = simple(agent, lock_args(step, cmd), done);
+  const std::string result = lock_now(agent, lock_args(step, cmd), done);
   if (result != "EAGAIN") return result;
   get_lock(step, agent, outcome);
   return "conflict";
+}
+
+std::string World::lock_now(Agent& agent, const std::string& verb_and_args, const char* done) {
+  const std::string result = simple(agent, verb_and_args, done);
+  if (result != "EAGAIN" || !release_is_late(LockService::kClosingWindowNs)) return result;
+  settle();
+  return simple(agent, verb_and_args, done);
 }
 
 std::string World::get_lock(const Step& step, Agent& agent, Outcome& outcome) {
@@ -467,6 +492,10 @@ std::string World::get_lock(const Step& step, Agent& agent, Outcome& outcome) {
   pid_t pid{};
   std::istringstream{m.extra} >> type >> held.start >> held.len >> pid;
   if (type == F_UNLCK) return "free";
+  if (release_is_late(LockService::kClosingWindowNs)) {
+    settle();
+    return get_lock(step, agent, outcome);
+  }
   held.mode = mode_of(type);
   held.who = pid == -1 ? "ofd" : letter_of(pid);
   outcome.locks.push_back(held);
