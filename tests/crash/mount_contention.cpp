@@ -14,7 +14,7 @@ namespace latchfs::locktest {
 namespace {
 
 bool mount_is_gone(int err) {
-  // ECANCELED: what was on its way to a ring. (So EINTR may be, which is tried again as always.)
+  // ECANCELED: what was on its way to a ring. (So EINTR may be, of any call: it is tried again.)
   return err == ENOTCONN || err == ECONNABORTED || err == ECANCELED || err == EIO || err == ENODEV;
 }
 
@@ -70,7 +70,10 @@ class Fighter {
     fds_.clear();
     for (unsigned i = 0; i < files; ++i) {
       const std::string path = who_.dir + "/" + names + std::to_string(i);
-      UniqueFd fd{::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)};
+      UniqueFd fd;
+      do {
+        fd.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));
+      } while (!fd && errno == EINTR);
       if (!fd && mount_is_gone(errno)) return false;
       if (!fd) throw std::runtime_error(path + ": cannot be opened");
       fds_.push_back(std::move(fd));
@@ -103,7 +106,10 @@ class Fighter {
   // By unlocking or by closing; by closing and opening everything now and then.
   std::optional<int> give_back(int fd, off_t start) {
     if (random_() % 16 == 0) return open_all() ? std::nullopt : std::optional{kOrphaned};
-    const int err = unlock(fd, who_.type, start, 1);
+    int err{};
+    do {
+      err = unlock(fd, who_.type, start, 1);
+    } while (err == EINTR);
     if (mount_is_gone(err)) return kOrphaned;
     return err == 0 ? std::nullopt : unexpected(err);
   }

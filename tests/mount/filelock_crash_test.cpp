@@ -248,7 +248,7 @@ void expect_it_can_be_unlocked(const Subject& s, const MountFixture& mount,
   EXPECT_EQ(answer.err, marked ? 0 : ENOENT) << answer.reply;
   EXPECT_EQ(look_at(s.file()), before) << difference(look_at(s.file()), before);
   EXPECT_EQ(names_in(s.dir), Names{"f"});
-  EXPECT_TRUE(until(seconds{15}, [&] {
+  EXPECT_TRUE(until(seconds{60}, [&] {
     return as(kOther, [&] { return write_to(mount.mount() + path, "x"); }) == 0;
   }));
 }
@@ -281,7 +281,7 @@ class FilelockCrash : public ::testing::TestWithParam<Op> {
   }
   static void expect_death(const MountFixture& mount, Op op) {
     EXPECT_NE(request_by(mount, op).err, 0);
-    EXPECT_TRUE(until(seconds{10}, [&] { return was_killed(mount.daemon()); }))
+    EXPECT_TRUE(until(seconds{60}, [&] { return was_killed(mount.daemon()); }))
         << "it does not come there";
   }
   const TempDir top_;
@@ -382,7 +382,7 @@ TEST_P(FilelockCrash, AnotherMountSettlesItAndNobodyIsHeldUp) {
     const Subject& s = subjects[pair.at];
     SCOPED_TRACE(name_of_case(GetParam(), points[pair.at]));
     std::string wrong;
-    EXPECT_TRUE(until(seconds{kSanitized ? 30 : 8}, [&] {
+    EXPECT_TRUE(until(seconds{60}, [&] {
       wrong = judge(s, GetParam(), pair.alive->mount() + "/f");
       return wrong.empty() && pair.state->journals().empty();
     })) << wrong;
@@ -433,8 +433,8 @@ TEST(FilelockCrashChain, WhoSettlesItDiesTooAndTheThirdDoesIt) {
   for (Three& three : all) {
     SCOPED_TRACE(name_of_case(three.chain->op, three.chain->first) + ", then at " +
                  three.chain->second.name);
-    EXPECT_TRUE(until(seconds{10}, [&] { return was_killed(three.first->daemon()); }));
-    EXPECT_TRUE(until(seconds{20}, [&] { return was_killed(three.second->daemon()); }))
+    EXPECT_TRUE(until(seconds{60}, [&] { return was_killed(three.first->daemon()); }));
+    EXPECT_TRUE(until(seconds{60}, [&] { return was_killed(three.second->daemon()); }))
         << "it does not come there";
     three.first->detach();
     three.second->detach();
@@ -464,7 +464,7 @@ TEST(FilelockCrashTwo, TheFirstOfTwoPathsStaysLocked) {
                              R"(/f", "tags": {"n": "1"}}, {"path": "/)" + dirs[1] +
                              R"(/f", "tags": {"n": "1"}}]})";
     EXPECT_NE(ask_as(kLocker, dying.mount(), "filelock", both).err, 0);
-    EXPECT_TRUE(until(seconds{10}, [&] { return was_killed(dying.daemon()); }));
+    EXPECT_TRUE(until(seconds{60}, [&] { return was_killed(dying.daemon()); }));
     dying.detach();
     const MountFixture again{dying.another()};
     EXPECT_TRUE(subjects[0].marked());
@@ -514,9 +514,12 @@ TEST_F(FilelockCrashCopy, OfTheBackup) {
   const StateOf state{dying.table()};
   const Subject s = make_subject(dying, top_.path(), "d", Op::kLock, big('L'));
   const pid_t asker = ask_meanwhile(dying, Op::kLock);
-  const bool met = until(seconds{20}, [&] {
-    return is_copying(dying.daemon()) || ::waitpid(asker, nullptr, WNOHANG | WNOWAIT) != 0;
-  });
+  const auto is_over = [asker] {
+    siginfo_t info{};
+    const auto id = static_cast<id_t>(asker);
+    return ::waitid(P_PID, id, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid != 0;
+  };
+  const bool met = until(seconds{60}, [&] { return is_copying(dying.daemon()) || is_over(); });
   dying.kill_daemon();
   ::waitpid(asker, nullptr, 0);
   EXPECT_TRUE(met);
@@ -541,7 +544,7 @@ TEST_F(FilelockCrashCopy, Back) {
     const std::string text = big('R');
     const Subject s = make_subject(dying, top_.path(), "d", Op::kRevert, text);
     const pid_t asker = ask_meanwhile(dying, Op::kRevert);
-    EXPECT_TRUE(until(seconds{20}, [&] { return stdfs::file_size(gate) != 0; }));
+    EXPECT_TRUE(until(seconds{60}, [&] { return stdfs::file_size(gate) != 0; }));
     ::unlink(gate.c_str());
     ::usleep(after);
     dying.kill_daemon();

@@ -318,7 +318,10 @@ TEST_P(Handles, AreNotAnotherFilesThatHasTheInodeNumber) {
     const auto old = handle_at(at("/old"));
     const auto ino = stat_of(UniqueFd{::open(at("/old").c_str(), O_PATH)}.get()).st_ino;
     ASSERT_EQ(::unlink((behind ? below("/old") : at("/old")).c_str()), 0);
-    forget_everything();
+    EXPECT_TRUE(locktest::poll_until([&] {
+      forget_everything();
+      return error(old) == ESTALE;
+    })) << error(old);
     std::optional<std::string> heir;
     for (int i = 0; i < 300 && !heir; ++i) {
       const std::string name = "/new" + std::to_string(behind) + "-" + std::to_string(i);

@@ -126,7 +126,8 @@ TEST(TwoMounts, WhatIsDoneThroughOneIsSeenThroughTheOtherAtOnce) {
   MountFixture a{options};
   const std::string other = "/other", file = "/file", gone = "/gone", later = "/later";
   for (const std::string& name : {other, file, gone}) std::ofstream{a.source() + name} << "x";
-  // Keeps what the kernel knows fresh until the other mount is there.
+  // Keeps what the kernel knows fresh until the other mount comes. While that comes it asks
+  // nothing: an answer that was on its way all the time would be believed from when it arrives.
   const pid_t looker = ::fork();
   if (looker == 0) {
     struct stat st {};
@@ -137,8 +138,14 @@ TEST(TwoMounts, WhatIsDoneThroughOneIsSeenThroughTheOtherAtOnce) {
     }
   }
   for (int round = 0; round < 3; ++round) {
+    ::kill(looker, SIGSTOP);
+    ASSERT_EQ(::waitpid(looker, nullptr, WUNTRACED), looker);
     MountFixture b{a.another()};
+    ::kill(looker, SIGCONT);
     struct stat st {};
+    for (const std::string& name : {other, file, gone, later}) {
+      ::stat((a.mount() + name).c_str(), &st);
+    }
     const mode_t mode = 0600 + static_cast<mode_t>(round);
     ASSERT_EQ(::chmod((b.mount() + file).c_str(), mode), 0);
     EXPECT_EQ(::stat((a.mount() + file).c_str(), &st), 0);
