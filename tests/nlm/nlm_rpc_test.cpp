@@ -195,7 +195,11 @@ TEST(NlmConnections, WhoSaysNothingIsClosedSomeDay) {
   options.server.idle_ns = 100'000'000;
   NlmWorld world{options};
   auto a = world.client("a", true);
-  EXPECT_EQ(a.call(Proc::kNull, ""), "");
+  // (Or before it is heard.)
+  EXPECT_TRUE(NlmWorld::await([&] {
+    a = world.client("a", true);
+    return a.exchange(a.message(Proc::kNull, "")).has_value();
+  }));
   EXPECT_TRUE(a.closed());
 }
 
@@ -212,6 +216,7 @@ TEST(NlmConnections, TooManyCostTheOnesLeastUsed) {
     EXPECT_EQ(many.back().call(Proc::kNull, ""), "");
   }
   EXPECT_TRUE(first.closed());
+  EXPECT_TRUE(NlmWorld::await([&] { return world.service->server().connections() == 4; }));
   for (NlmClient& one : many) EXPECT_EQ(one.call(Proc::kNull, ""), "");
   // Of other addresses: their own share, and eight of all.
   std::vector<NlmClient> others;

@@ -116,9 +116,9 @@ class NlmClient {
   };
   NlmClient(std::uint16_t port, Options options);
 
-  // The reply to one message; nothing within five seconds (or what is given): none.
+  // The reply to one message; nothing within a minute (or what is given): none.
   std::optional<std::string> exchange(std::string_view message,
-                                      std::chrono::milliseconds patience = std::chrono::seconds{5});
+                                      std::chrono::milliseconds patience = std::chrono::minutes{1});
   void send(std::string_view message);
   // Bytes as they are, without a record mark.
   void send_raw(std::string_view bytes);
