@@ -1,11 +1,12 @@
 // Requests as they come in: JSON completeness and the intake.
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 
 #include "control/intake.h"
 #include "control/json_input.h"
 #include "support/control_world.h"
+#include "support/sanitized.h"
 
 namespace latchfs::control {
 namespace {
@@ -157,7 +158,13 @@ TEST(Intake, PathsInsteadOfTheQueryForm) {
 }
 
 TEST(Intake, AMegabyteByteByByteIsNotParsedAMillionTimes) {
-  const auto begun = std::chrono::steady_clock::now();
+  // Its own time, not that of others on the machine.
+  const auto used = [] {
+    timespec now{};
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return now.tv_sec;
+  };
+  const auto begun = used();
   for (const char fill : {'}', ' ', 'x'}) {
     Intake intake;
     intake.add("{\"a\": \"");
@@ -169,7 +176,7 @@ TEST(Intake, AMegabyteByteByByteIsNotParsedAMillionTimes) {
   for (int i = 0; i < 1'000'000; ++i) query.add("x");
   Intake space;
   for (int i = 0; i < 2'000'000; ++i) space.add("\n");
-  EXPECT_LT(std::chrono::steady_clock::now() - begun, std::chrono::seconds{30});
+  EXPECT_LT(used() - begun, test::kSanitized ? 120 : 30);
 }
 
 }  // namespace

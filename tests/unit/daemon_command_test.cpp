@@ -76,7 +76,7 @@ class Command : public ::testing::Test {
 
   // No latchfs daemon of ours is left: none has our table's name on its command line.
   [[nodiscard]] bool daemon_gone() const {
-    for (int tries = 0; tries < 500; ++tries) {
+    for (int tries = 0; tries < 3000; ++tries) {
       if (sh("pgrep -f -- " + table_).status == 1) return true;
       ::usleep(20'000);
     }

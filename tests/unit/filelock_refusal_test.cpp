@@ -294,7 +294,7 @@ TEST_F(FilelockRefusal, TwoAtOnceWaitForEachOther) {
     EXPECT_TRUE(applied);
     [[maybe_unused]] const Session ends = std::move(session);
   }};
-  auto third = other.begin({dir(), "f", file.get()}, in_ms(5000));
+  auto third = other.begin({dir(), "f", file.get()}, in_ms(60'000));
   ASSERT_TRUE(third) << third.failure().words;
   EXPECT_EQ(third->status()->condition, Condition::kLocked);
   late.join();
@@ -314,7 +314,7 @@ TEST_F(FilelockRefusal, ManyProcessesContend) {
         const UniqueFd file = path_fd("f");
         const Desk mine = desk();
         if (round % 5 == child % 5) (void)mine.recover(dir());
-        auto session = mine.begin({dir(), "f", file.get()}, in_ms(20'000));
+        auto session = mine.begin({dir(), "f", file.get()}, in_ms(120'000));
         if (!session) ::_exit(100);
         const auto now = session->status();
         if (!now) ::_exit(101);
