@@ -56,7 +56,8 @@ void run(const std::vector<std::string>& words) {
 void make_machine() {
   need(::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "private mounts");
   need(::mount("proc", "/proc", "proc", 0, nullptr) == 0, "/proc");
-  for (const char* place : {"/run", "/var/lib/nfs"}) {
+  // (Lock tables, too: their names have process ids, which here are those of any other run.)
+  for (const char* place : {"/run", "/var/lib/nfs", "/dev/shm"}) {
     need(::mount("tmpfs", place, "tmpfs", 0, "mode=755") == 0, place);
   }
   std::filesystem::create_directories("/run/rpcbind");
