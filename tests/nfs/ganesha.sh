@@ -104,4 +104,5 @@ for pid in $(jobs -p); do
   [[ " ${host_pid[*]} " == *" $pid "* ]] || kill -9 "$pid" 2>/dev/null || true
 done
 umount "$shared"
+note "took $SECONDS s"
 end_checks

@@ -94,7 +94,17 @@ start_rpc_of_server() {
 
 # Lease and grace period of NFSv4: as short as the kernel takes them.
 readonly lease=10
-start_nfsd() { rpc.nfsd -L "$lease" -G "$lease" 8; }
+grace=$lease
+# (lockd registers in several steps, and rpc.nfsd fails if the lock service takes its place back in
+# between.)
+start_nfsd() { within 60 try_nfsd; }
+try_nfsd() {
+  local said
+  said=$(rpc.nfsd -L "$lease" -G "$grace" 8 2>&1) && return
+  note "rpc.nfsd fails: ${said//$'\n'/ | }"
+  stop_nfsd
+  return 1
+}
 stop_nfsd() { rpc.nfsd 0; }
 
 mount_latchfs() { latchfs "$store" "$shared" -o "allow_other,log=/tmp/latchfs.log"; }
@@ -109,6 +119,9 @@ start_server() {
   exportfs -ra
   start_nfsd
   rpc.mountd
+  # From here on there is something to reclaim. Clients notice a restart when they renew their lease,
+  # after up to two thirds of it, and then they need time.
+  grace=20
 }
 
 # The lock service for NFSv3: the document's command, with a shorter grace period.
