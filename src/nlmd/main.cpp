@@ -38,9 +38,9 @@ constexpr int kExitFailure = 1;
 constexpr int kExitUsage = 2;
 constexpr std::int64_t kSecond = 1'000'000'000;
 constexpr std::chrono::seconds kLongestEnd{30};
-// For our place with rpcbind, and again when it is not ours.
-constexpr std::chrono::nanoseconds kLook = std::chrono::seconds{1};
-constexpr std::chrono::nanoseconds kSecondLook = std::chrono::milliseconds{300};
+// For our place with rpcbind, and again when it is not ours: after as long as lockd may need for
+// all its steps on a busy machine, since what comes between fails it.
+constexpr std::chrono::seconds kLook{1};
 constexpr const char* kProgram = "latchfs-nlm";
 
 int refuse(int status, const std::string& message) {
@@ -144,20 +144,18 @@ void end_soon_whatever_happens() {
   });
 }
 
-// How soon to look again.
-std::chrono::nanoseconds keep(nlm::Registration& registration) {
+void keep(nlm::Registration& registration) {
   static Seldom complained{600 * kSecond};
   const auto kept = registration.keep();
   if (!kept) {
     if (complained.due()) log::warn("our place with rpcbind: {}", kept.error().message());
-    return kLook;
+    return;
   }
   if (*kept == nlm::Registration::Kept::kTakenBack) {
     const std::string before = registration.before();
     log::info("our place with rpcbind is taken back from {}",
               before.empty() ? "nobody" : log::printable(before));
   }
-  return *kept == nlm::Registration::Kept::kAstray ? kSecondLook : kLook;
 }
 
 // Everything after the fork. What it says before it serves goes through the launcher.
@@ -233,8 +231,8 @@ int serve(const Options& o, daemon::Launcher& launcher) {
   }
   const bool wanted = launcher.ready();
   if (!wanted) end_soon_whatever_happens();
-  for (auto pause = kLook; wanted && !stop.wait_for(pause);) {
-    if (registration) pause = keep(*registration);
+  while (wanted && !stop.wait_for(kLook)) {
+    if (registration) keep(*registration);
   }
   registration.reset();
   (*service)->stop();
