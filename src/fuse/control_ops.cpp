@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "posix/caller_status.h"
 #include "posix/credentials.h"
 #include "posix/nfsd_clients.h"
 #include "posix/sys.h"
@@ -20,6 +21,14 @@ posix::Entry to_entry(const control::NodeAttr& found) {
   entry.attr = found.attr;
   entry.generation = found.generation;
   return entry;
+}
+
+// Threads of the kernel are root, whoever they work for, but nfsd's, which act as the user who
+// asks: what an NFSv4.2 client has the server copy is written by one.
+bool is_nobodys(const Caller& caller) {
+  if (caller.uid != 0) return false;
+  const auto name = posix::kernel_thread_name(caller.pid);
+  return name && *name != posix::NfsdClients::kServerThread;
 }
 
 }  // namespace
@@ -86,6 +95,7 @@ Result<void> open(FileSystem& fs, Reply& reply, std::uint64_t node, const fuse_f
 Result<void> read(FileSystem& fs, Reply& reply, std::uint64_t fh, std::size_t size, off_t offset) {
   posix::become_daemon();
   Caller caller = caller_of(reply.request());
+  if (is_nobodys(caller)) return errno_code(EACCES);
   // A READ without a lock owner fills the page cache, which is everybody's: for splice(2) and
   // sendfile(2), whose callers read instead if that is refused, and for mappings. The kernel's NFS
   // server splices from Linux 6.5 on (mm/filemap.c filemap_splice_read(), whatever FOPEN_DIRECT_IO
@@ -104,8 +114,9 @@ Result<void> write(FileSystem& fs, Reply& reply, std::uint64_t fh, std::string_v
                    off_t offset) {
   reply.only_once();  // room is made for each of a request's filelocks (MountFilelocks)
   posix::become_daemon();
-  const auto taken =
-      fs.tree.write(fh, static_cast<std::uint64_t>(offset), data, caller_of(reply.request()));
+  const Caller caller = caller_of(reply.request());
+  if (is_nobodys(caller)) return errno_code(EACCES);
+  const auto taken = fs.tree.write(fh, static_cast<std::uint64_t>(offset), data, caller);
   if (!taken) return taken.error();
   reply.written(*taken);
   return {};

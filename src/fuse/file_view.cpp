@@ -215,8 +215,12 @@ bool MountFileView::may_read(std::string_view path, FileId id, const Caller& cal
 }
 
 bool MountFileView::is_admin(const Caller& caller) {
-  // What an NFSv4.2 client has the server copy is written by a thread that is root, whoever asked.
-  if (caller.uid == 0) return posix::kernel_thread_name(caller.pid) != "copy thread";
+  if (caller.uid == 0) {
+    // What an NFSv4.2 client has the server copy is written by a thread that is root, whoever
+    // asked.
+    posix::become_daemon();
+    return posix::kernel_thread_name(caller.pid) != "copy thread";
+  }
   if (!admin_gid_) return false;
   if (caller.gid == *admin_gid_) return true;
   posix::become_daemon();

@@ -52,6 +52,9 @@ struct Host {
   // unless it was in the life that is told of: its number (LockDesk::client_restarted()), or 0.
   std::atomic<std::uint64_t> epoch{0};
   std::atomic<std::int32_t> life{0};
+  // The life in which it asked for something first since the last such word; 0: none is known. A
+  // word of just that one says that it has begun anew, with a number that it had before.
+  std::atomic<std::int32_t> first_life{0};
   // Files on which it holds locks (each owner counted), shares, and waits.
   std::atomic<std::uint32_t> interest{0};
 };

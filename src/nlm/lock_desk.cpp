@@ -296,6 +296,9 @@ Status LockDesk::lock_on(File& file, const FilePtr& shared, const HostPtr& host,
                          std::uint64_t epoch, const LockRequest& request, const LockCall& call,
                          const Source& from, Manner manner) {
   const MutexLock hold{file.mu};
+  if (std::int32_t none = 0; call.state != 0) {
+    host->first_life.compare_exchange_strong(none, call.state);
+  }
   // The client has restarted since: nobody there knows of this request, unless the word of that
   // was late.
   const bool of_this_life = call.state != 0 && call.state == host->life;

@@ -236,8 +236,9 @@ class LockDesk {
   void compare_books() EXCLUDES(mu_);
   // The number of grants that were looked at.
   std::size_t compare_file(File& file) EXCLUDES(file.mu, mu_);
-  // but: what was asked for in that life stays; 0: nothing.
-  void free_host(const HostPtr& host, std::int32_t but) EXCLUDES(mu_);
+  // told: the life that has begun, 0 if it has no number. but: what was asked for in that one
+  // stays; 0: nothing.
+  void free_host(const HostPtr& host, std::int32_t told) EXCLUDES(mu_);
   void free_host_on(File& file, const HostPtr& host, std::int32_t but) EXCLUDES(file.mu, mu_);
 
   void watch_ends() noexcept;

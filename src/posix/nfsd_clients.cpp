@@ -17,7 +17,6 @@ namespace latchfs::posix {
 namespace {
 
 constexpr std::int64_t kFreshNs = 1'000'000'000;
-constexpr std::string_view kServerThread = "nfsd";
 
 // The text behind `key` up to the quote that ends it: `key: "text"`.
 std::optional<std::string_view> quoted(std::string_view line, std::string_view key) {

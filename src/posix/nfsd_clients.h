@@ -31,6 +31,7 @@ class NfsdClients {
   explicit NfsdClients(std::string directory = "/proc/fs/nfsd/clients")
       : directory_{std::move(directory)} {}
 
+  static constexpr std::string_view kServerThread = "nfsd";
   // Is this a thread of the NFS server: the kernel's, and called so (comm: when it was asked)?
   [[nodiscard]] static bool is_server_thread(std::uint32_t pid, std::string_view comm);
   [[nodiscard]] static bool is_server_thread(pid_t pid);

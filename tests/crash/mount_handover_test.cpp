@@ -51,10 +51,16 @@ class MountHandover : public testing::TestWithParam<std::tuple<LockType, Way>> {
     return refused;
   }
 
+  // Late are also those who were kept waiting for a RELEASE that nobody told them of: so hardly
+  // any, but for a time in which something else has the processors.
   static void expect_at_once(const std::string& from, const std::string& to) {
-    const Refusals refused = refusals(from, to);
-    EXPECT_EQ(refused.early, 0) << "of " << kRounds;
-    EXPECT_LE(refused.late, kRounds / 4) << "of " << kRounds;
+    constexpr int kTries = 3;
+    for (int tries = 1;; ++tries) {
+      const Refusals refused = refusals(from, to);
+      EXPECT_EQ(refused.early, 0) << "of " << kRounds;
+      if (refused.late <= kRounds / 100) return;
+      ASSERT_LT(tries, kTries) << refused.late << " late of " << kRounds << ", each time";
+    }
   }
 
  private:

@@ -165,6 +165,22 @@ TEST(NlmMonitor, AWordThatComesLateLeavesWhatTheClientHasLockedSince) {
   EXPECT_EQ(world.service->desk().figures().held, 0U);
 }
 
+// As after a disk that came back from a copy: then nobody is left who asked.
+TEST(NlmMonitor, ANumberThatComesAgainIsOfAnotherLife) {
+  NlmWorld world;
+  auto a = world.client("a");
+  LockCall call = a.request(1, 0, 10);
+  call.state = 7;
+  ASSERT_EQ(a.lock(call), Status::kGranted);
+  const auto monitored = statd_calls(world, StatdProc::kMon);
+  ASSERT_EQ(monitored.size(), 1U);
+  auto statd = world.client("statd");
+  const nlm::StatusCall word{"127.0.0.1", 7, secret_of(monitored[0])};
+  EXPECT_EQ(statd.call(Proc::kSmNotify, nlm::encode_status_call(word)), "");
+  EXPECT_TRUE(world.grants(1).empty());
+  EXPECT_EQ(world.service->desk().figures().held, 0U);
+}
+
 // What it asked for before it restarted, and what a mount held up until after, is nobody's.
 TEST(NlmMonitor, WhatWasHeldUpWhileItsClientRestartedLocksNothing) {
   auto options = NlmWorld::quick();
