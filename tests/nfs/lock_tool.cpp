@@ -8,10 +8,12 @@
 //   lock_tool keep FILE                             open it; then, a line of standard input each:
 //                                                   "read", "stat", "write TEXT", "lock", "unlock"
 //   lock_tool fill DIR COUNT                        make that many empty files
-//   lock_tool count DIR                             "ENTRIES DISTINCT": names listed, and different
-//   ones lock_tool inode FILE                            inode number lock_tool handle FILE
-//   name_to_handle_at(2): "TYPE HEX" lock_tool loop FILE COUNT                       lock and
-//   unlock: "PAIRS_PER_SECOND"
+//   lock_tool count DIR                             "ENTRIES DISTINCT": listed, and different
+//   lock_tool inode FILE                            inode number
+//   lock_tool handle FILE                           name_to_handle_at(2): "TYPE HEX"
+//   lock_tool loop FILE COUNT                       lock and unlock: "PAIRS_PER_SECOND"
+//   lock_tool copy FROM FILE                        open FILE for writing, read a line of standard
+//                                                   input, copy_file_range(2): "BYTES"
 //
 // Locks are POSIX ones of the whole process. LENGTH 0 is to the end of the file.
 #include <dirent.h>
@@ -191,6 +193,26 @@ int count(const char* path) {
   return 0;
 }
 
+int copy(const char* from, const char* to) {
+  const int in = ::open(from, O_RDONLY | O_CLOEXEC);
+  const int out = ::open(to, O_WRONLY | O_CLOEXEC);
+  if (in < 0 || out < 0) return fail("open");
+  std::string line;
+  std::getline(std::cin, line);
+  struct stat st {};
+  if (::fstat(in, &st) != 0) return fail("stat");
+  long long copied = 0;
+  while (copied < st.st_size) {
+    const ssize_t n = ::copy_file_range(in, nullptr, out, nullptr,
+                                        static_cast<std::size_t>(st.st_size - copied), 0);
+    if (n < 0) return fail("copy");
+    if (n == 0) break;
+    copied += n;
+  }
+  say("%lld", copied);
+  return 0;
+}
+
 int inode(const char* path) {
   struct stat st {};
   if (::lstat(path, &st) != 0) return fail("stat");
@@ -247,6 +269,7 @@ int main(int argc, char** argv) {
   if (verb == "count" && n == 2) return count(argv[2]);
   if (verb == "inode" && n == 2) return inode(argv[2]);
   if (verb == "handle" && n == 2) return handle(argv[2]);
+  if (verb == "copy" && n == 3) return copy(argv[2], argv[3]);
   if (verb == "loop" && n == 3) return loop(argv[2], std::atol(argv[3]));
   usage();
 }

@@ -74,3 +74,28 @@ for version in 3 4.2; do
   works "v$version: unfilelock" as_user alpha bash -c 'printf "%s\n" "$1" | dd of="$2/unfilelock" conv=notrunc,fsync' - "/ctl/mine-$version" "$tree"
   is "v$version: and it is unlocked" "$(jq -r ".filelocks[] | select(.path == \"/ctl/mine-$version\") | .path" "$locks/filelock")" ""
 done
+
+# What the server copies (NFSv4.2) is written by a thread of the kernel that is root for whoever asked.
+tree=/mnt/alpha-4.2
+printf 'root'"'"'s\n' >"$store/ctl/victim"
+chmod 600 "$store/ctl/victim"
+{ printf '/ctl/victim\n' && dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\0' '\n'; } >"$store/ctl/request"
+chown "$user" "$store/ctl/request"
+size=$(stat -c %s "$store/ctl/request")
+put_ctl copied text
+put_ctl frozen text
+chmod 666 "$store/ctl/frozen"
+copied_by() { # copied_by WHEN_READY FILE: a line when the file may be copied to
+  { "$1" && echo; } | as_user alpha lock_tool copy "$tree/ctl/request" "$2" 2>&1 || true
+}
+at_once() { true; }
+is "v4.2: the server copies a file" "$(copied_by at_once "$tree/ctl/copied")" "$size"
+root_freezes() { # once the copier has it open
+  until find /proc/[0-9]*/fd -lname '*/frozen' 2>/dev/null | grep -q .; do sleep 0.1; done
+  echo /ctl/frozen >"$locks/filelock"
+}
+matches "v4.2: not onto a filelocked one" "$(copied_by root_freezes "$tree/ctl/frozen")" "*EACCES*"
+is "v4.2: which stays what it was" "$(<"$store/ctl/frozen")" text
+echo /ctl/frozen >"$locks/unfilelock"
+matches "v4.2: nor a request into the control tree" "$(copied_by at_once "$tree/.locks/filelock")" "*EACCES*"
+is "v4.2: which asks for nothing" "$(jq '[.filelocks[] | select(.path == "/ctl/victim")] | length' "$locks/filelock")" 0
