@@ -74,10 +74,7 @@ bool may_say_now(int fd, const struct timespec (&times)[2], const Caller& caller
   for (const auto& time : times) {
     if (time.tv_nsec != UTIME_NOW && time.tv_nsec != UTIME_OMIT) return false;
   }
-  const auto access = [&]() -> long {
-    return ::syscall(SYS_faccessat2, fd, "", W_OK, AT_EACCESS | AT_EMPTY_PATH);
-  };
-  return as_caller(caller, Groups::kNow, access, about(fd)).ok();
+  return check_access(fd, W_OK, caller, about(fd)).ok();
 }
 
 Result<void> change_times(const FileRef& file, const AttrChange& change, const Caller& caller) {
@@ -146,12 +143,13 @@ bool is_owner(int fd, const Caller& caller) {
   return st && st->st_uid == caller.uid;
 }
 
-Result<void> check_access(int path_fd, int mask, const Caller& caller) {
-  // kNow: being in the file's group may also mean less than being in none (mode 0604).
-  return outcome(as_caller(caller, Groups::kNow, [&]() -> long {
-    // AT_EACCESS: with the ids just set, not the process's real ones.
+Result<void> check_access(int path_fd, int mask, const Caller& caller, const Deciding& deciding) {
+  // AT_EACCESS: with the ids just set, not the process's real ones.
+  const auto access = [&]() -> long {
     return ::syscall(SYS_faccessat2, path_fd, "", mask, AT_EACCESS | AT_EMPTY_PATH);
-  }));
+  };
+  // kNow: being in the file's group may also mean less than being in none (mode 0604).
+  return outcome(as_caller(caller, Groups::kNow, access, deciding));
 }
 
 Result<std::size_t> get_xattr(int path_fd, const char* name, char* value, std::size_t size) {

@@ -14,6 +14,7 @@
 
 #include "base/caller.h"
 #include "latchfs/result.h"
+#include "posix/credentials.h"
 
 namespace latchfs::posix {
 
@@ -43,8 +44,10 @@ Result<void> change_attributes(const FileRef& file, const AttrChange& change, co
 // Who owns a file may do with it what nfsd lets an owner do: he could change its mode first.
 [[nodiscard]] bool is_owner(int fd, const Caller& caller);
 
-// access(2) with the caller's effective ids. mask: R_OK | W_OK | X_OK.
-Result<void> check_access(int path_fd, int mask, const Caller& caller);
+// access(2) with the caller's effective ids. mask: R_OK | W_OK | X_OK. deciding: only where the
+// kernel has checked the caller for the same already.
+Result<void> check_access(int path_fd, int mask, const Caller& caller,
+                          const Deciding& deciding = {});
 
 // Size 0 asks for the length; else ERANGE if it does not fit. As the daemon: the kernel has
 // checked. (For trusted.* too: vfs_getxattr() does that before it asks us.)

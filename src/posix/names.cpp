@@ -22,13 +22,6 @@ Result<UniqueFd> fd_or_error(const Result<long>& result) {
 
 Groups groups_for(mode_t mode) { return (mode & S_ISGID) != 0 ? Groups::kNow : Groups::kOnDemand; }
 
-bool may_execute(int path_fd, const Caller& caller) {
-  const auto access = [&]() -> long {
-    return ::syscall(SYS_faccessat2, path_fd, "", X_OK, AT_EACCESS | AT_EMPTY_PATH);
-  };
-  return as_caller(caller, Groups::kNow, access, about(path_fd)).ok();
-}
-
 Deciding made_in(int dir, mode_t mode) { return (mode & S_ISGID) != 0 ? Deciding{} : about(dir); }
 
 // Execution, in the open flags of the kernel (__FMODE_EXEC): open(2) refuses nothing it does not
@@ -111,7 +104,8 @@ Result<UniqueFd> open_file(int path_fd, int flags, const Caller& caller) {
   const auto fd = as_caller(caller, Groups::kOnDemand, attempt, about(path_fd));
   if (fd || fd.error() != errno_code(EACCES)) return fd_or_error(fd);
   const bool reading = (flags & O_ACCMODE) == O_RDONLY;
-  if (!is_owner(path_fd, caller) && !(reading && may_execute(path_fd, caller))) {
+  if (!is_owner(path_fd, caller) &&
+      !(reading && check_access(path_fd, X_OK, caller, about(path_fd)))) {
     return fd.error();
   }
   become_daemon();

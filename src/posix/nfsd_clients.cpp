@@ -1,6 +1,5 @@
 #include "posix/nfsd_clients.h"
 
-#include <fmt/core.h>
 #include <sys/sysmacros.h>
 
 #include <algorithm>
@@ -8,7 +7,6 @@
 #include <filesystem>
 #include <fstream>
 #include <optional>
-#include <sstream>
 
 #include "base/clock.h"
 #include "posix/caller_status.h"
