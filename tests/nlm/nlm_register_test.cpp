@@ -202,25 +202,32 @@ TEST(NlmRegister, TakesItsPlaceBackFromALockdThatIsStartedLater) {
   }));
 }
 
+// A file that NFS clients may lock, and where their locks show.
+struct SharedFileMount {
+  SharedFileMount() {
+    std::ofstream{file} << "x";
+    need(::chmod(file.c_str(), 0666) == 0, "chmod");
+  }
+  [[nodiscard]] std::size_t grants() const {
+    std::ifstream in{mount.mount() + "/.locks/list"};
+    return nlohmann::json::parse(in)["grants"].size();
+  }
+  const TempDir place{};
+  const MountFixture mount{{"", "", false, {"allow_other"}, true}};
+  const std::string file{mount.mount() + "/file"};
+};
+
 TEST(NlmRegister, StatdTellsOfAClientsRestartAndIsToldOfOurs) {
   EXPECT_TRUE(in_namespaces([] {
     start_rpcbind_and_statd();
-    const TempDir place;
-    const MountFixture mount{{"", "", false, {"allow_other"}, true}};
-    const std::string file = mount.mount() + "/file";
-    std::ofstream{file} << "x";
-    need(::chmod(file.c_str(), 0666) == 0, "chmod");
+    const SharedFileMount on;
     const std::vector<std::string> options{"--register", "--grace=0",
-                                           "--state-dir=" + place.path() + "/state"};
-    const auto grants = [&] {
-      std::ifstream in{mount.mount() + "/.locks/list"};
-      return nlohmann::json::parse(in)["grants"].size();
-    };
-    auto nlm = std::make_unique<NlmDaemon>(mount.table(), mount.mount(), options);
+                                           "--state-dir=" + on.place.path() + "/state"};
+    auto nlm = std::make_unique<NlmDaemon>(on.mount.table(), on.mount.mount(), options);
     const auto lock = [&] {
       NlmClient c{nlm->port(), {"client"}};
       nlm::LockCall call = c.request(1, 0, 0);
-      call.what.handle = nfs_handle(file);
+      call.what.handle = nfs_handle(on.file);
       return c.lock(call);
     };
     EXPECT_EQ(lock(), Status::kGranted);
@@ -235,15 +242,15 @@ TEST(NlmRegister, StatdTellsOfAClientsRestartAndIsToldOfOurs) {
           .ok();
     };
     EXPECT_TRUE(restarted(7));
-    EXPECT_TRUE(NlmWorld::await([&] { return grants() == 0; })) << nlm->log();
+    EXPECT_TRUE(NlmWorld::await([&] { return on.grants() == 0; })) << nlm->log();
     EXPECT_EQ(lock(), Status::kGranted);
     EXPECT_TRUE(restarted(9));
-    EXPECT_TRUE(NlmWorld::await([&] { return grants() == 0; })) << nlm->log();
+    EXPECT_TRUE(NlmWorld::await([&] { return on.grants() == 0; })) << nlm->log();
 
     // Ours: the client's monitor (the same statd, here) hears of it.
     EXPECT_EQ(lock(), Status::kGranted);
     nlm->kill();
-    nlm = std::make_unique<NlmDaemon>(mount.table(), mount.mount(), options);
+    nlm = std::make_unique<NlmDaemon>(on.mount.table(), on.mount.mount(), options);
     EXPECT_TRUE(NlmWorld::await([&] {
       return nlm->log().find("127.0.0.1 knows that we restarted") != std::string::npos;
     })) << nlm->log();
@@ -252,7 +259,8 @@ TEST(NlmRegister, StatdTellsOfAClientsRestartAndIsToldOfOurs) {
     EXPECT_EQ(files_in("/var/lib/nfs/sm"), 1U);
     EXPECT_EQ(nlm->stop(), 0);
     EXPECT_EQ(files_in("/var/lib/nfs/sm"), 0U);
-    EXPECT_EQ(files_in(place.path() + "/state/monitored"), 1U) << "it held a lock: told next time";
+    EXPECT_EQ(files_in(on.place.path() + "/state/monitored"), 1U)
+        << "it held a lock: told next time";
   }));
 }
 
@@ -260,15 +268,11 @@ TEST(NlmRegister, StatdTellsOfAClientsRestartAndIsToldOfOurs) {
 TEST(NlmRegister, StatdFindsItAlsoWhereOnlyIpv6IsServed) {
   EXPECT_TRUE(in_namespaces([] {
     start_rpcbind_and_statd();
-    const TempDir place;
-    const MountFixture mount{{"", "", false, {"allow_other"}, true}};
-    const std::string file = mount.mount() + "/file";
-    std::ofstream{file} << "x";
-    need(::chmod(file.c_str(), 0666) == 0, "chmod");
+    const SharedFileMount on;
     NlmDaemon nlm{
-        mount.table(),
-        mount.mount(),
-        {"--register", "--grace=0", "--listen=::1", "--state-dir=" + place.path() + "/state"}};
+        on.mount.table(),
+        on.mount.mount(),
+        {"--register", "--grace=0", "--listen=::1", "--state-dir=" + on.place.path() + "/state"}};
     EXPECT_EQ(port_of(nlm::kNlmProgram, 4), nlm.port());
     EXPECT_EQ(port_of(nlm::kNlmProgram, 4, true), 0) << "no client";
     nlm::NetOutside outside;
@@ -278,16 +282,12 @@ TEST(NlmRegister, StatdFindsItAlsoWhereOnlyIpv6IsServed) {
     }
     NlmClient c{nlm.port(), {"client", false, "::1", {true, 1000, 1000, {}}, "::1"}};
     nlm::LockCall call = c.request(1, 0, 0);
-    call.what.handle = nfs_handle(file);
+    call.what.handle = nfs_handle(on.file);
     EXPECT_EQ(c.lock(call), Status::kGranted);
-    const auto grants = [&] {
-      std::ifstream in{mount.mount() + "/.locks/list"};
-      return nlohmann::json::parse(in)["grants"].size();
-    };
-    EXPECT_EQ(grants(), 1U);
+    EXPECT_EQ(on.grants(), 1U);
     EXPECT_TRUE(outside.call({"::1", "", false}, nlm::kStatdProgram, 1, 6,
                              nlm::encode_notify_call("::1", 7), kPatience));
-    EXPECT_TRUE(NlmWorld::await([&] { return grants() == 0; })) << nlm.log();
+    EXPECT_TRUE(NlmWorld::await([&] { return on.grants() == 0; })) << nlm.log();
     EXPECT_EQ(nlm.stop(), 0);
     EXPECT_EQ(port_of(nlm::kNlmProgram, 4), 0);
   }));
